@@ -1,0 +1,107 @@
+"""One look for all figures: sizes, colours, a caption line, and the plotted numbers saved beside each picture.
+
+`new` opens a figure, `finish` closes it: it writes ``name.png`` and ``name.csv`` (a frame) or ``name.json`` (a dict), and a
+caption line that says what run the picture comes from. `set_caption` is called once a notebook.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+# Okabe and Ito's eight colours: told apart with every common kind of colour blindness.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000"]
+GREY = "#8A8A8A"
+# Low to high in one hue-safe sweep; both are readable in grey and by colour-blind readers.
+SEQUENTIAL = "cividis"
+DIVERGING = "RdYlBu"
+WIDTHS = {"wide": 9.0, "half": 5.2, "square": 4.6}
+
+_caption: dict[str, str] = {}
+
+RC = {
+    "figure.dpi": 110, "savefig.dpi": 110, "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "axes.grid": False, "legend.frameon": False, "figure.constrained_layout.use": True, "image.cmap": SEQUENTIAL,
+    "font.sans-serif": ["DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei"], "axes.unicode_minus": False,
+}  # fmt: skip
+
+
+@functools.cache
+def commit() -> str:
+    """Short hash of the checked-out commit, with + when files differ from it; "no git" outside a checkout."""
+    try:
+        git = functools.partial(subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        head = git(["git", "rev-parse", "--short=7", "HEAD"]).stdout.strip()
+        return head + ("+" if git(["git", "status", "--porcelain", "-uno"]).stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "no git"
+
+
+def device_name() -> str:
+    """The device in words, for captions."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+
+
+def set_caption(**facts: str) -> None:
+    """Facts for every later caption line, such as ``profile="ci", seed="0"``; device and commit are added."""
+    _caption.clear()
+    _caption.update({k: str(v) for k, v in facts.items()}, device=device_name(), commit=commit())
+
+
+def new(width: str = "wide", height: float | None = None, rows: int = 1, cols: int = 1, **subplots):
+    """Open a figure in the house style.
+
+    Args:
+        width: "wide" (9 in), "half" (5.2 in) or "square" (4.6 in).
+        height: inches; by default 0.42 of the width a row of axes, all of it for "square".
+        rows, cols: the grid of axes; ``subplots`` goes to ``plt.subplots``.
+
+    Returns:
+        ``(figure, axes)``: one Axes, or an array of them when there are several.
+    """
+    if width not in WIDTHS:
+        raise ValueError(f"width {width!r} is not one of {sorted(WIDTHS)}")
+    across = WIDTHS[width]
+    height = height or (across if width == "square" else 0.42 * across * rows)
+    plt.rcParams.update(RC)
+    return plt.subplots(rows, cols, figsize=(across, height), **subplots)
+
+
+def finish(fig, name: str, data: pd.DataFrame | dict, out: Path | str | None = None, note: str = ""):
+    """Add the caption line; write ``out/name.png`` and the plotted numbers beside it unless ``out`` is None.
+
+    Returns the figure, closed for pyplot, so that a notebook cell shows it exactly once.
+    """
+    line = " · ".join([note] * bool(note) + [f"{k} {v}" for k, v in _caption.items()])
+    if line:
+        fig.supxlabel(line, fontsize=7, color=GREY, x=0.01, ha="left")
+    if out is not None:
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        fig.savefig(out / f"{name}.png")
+        if isinstance(data, pd.DataFrame):
+            data.to_csv(out / f"{name}.csv", index=False)
+        else:
+            text = json.dumps(data, indent=1, ensure_ascii=False, default=_plain)
+            (out / f"{name}.json").write_text(text + "\n", encoding="utf8")
+    plt.close(fig)
+    return fig
+
+
+def _plain(value):
+    """JSON for NumPy values."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"cannot write {type(value).__name__} to JSON; give plain numbers, strings, lists or arrays")

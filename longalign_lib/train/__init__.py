@@ -1,0 +1,1 @@
+"""Tokens to model: packing, the plan, collation, packed attention, loss weights, the trainer, longer RoPE."""

@@ -1,0 +1,99 @@
+"""What a pack costs and who waits for whom.
+
+Step-cost model: a forward and backward pass over a pack takes ``a + b * slots + c * squares`` seconds (launches; linear layers
+and head; attention), with slots the tokens computed and squares the sum of squared document lengths. `fit` finds a, b, c
+from measured times (non-negative least squares); `from_config` derives b and c from a model's sizes and a speed in FLOP/s.
+
+Simulator: in every micro-step all ranks wait for the slowest (as ZeRO-3 makes them), so a micro-step lasts its maximum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from longalign_lib.train.plan import Plan, assign
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a forward and backward pass: ``fixed + per_token * slots + per_square * squares``."""
+
+    fixed: float
+    per_token: float
+    per_square: float
+
+    def __call__(self, slots, squares) -> np.ndarray:
+        """Seconds for packs of ``slots`` tokens computed and ``squares`` = sum of squared lengths."""
+        return self.fixed + self.per_token * np.asarray(slots, float) + self.per_square * np.asarray(squares, float)
+
+
+def fit(slots, squares, seconds) -> StepCost:
+    """Fit the three coefficients (>= 0) to measured seconds, weighting relative errors equally.
+
+    Raises:
+        ValueError: fewer than three measurements, or a time that is not positive.
+    """
+    from scipy.optimize import nnls
+
+    slots, squares, seconds = (np.asarray(x, dtype=float) for x in (slots, squares, seconds))
+    if seconds.size < 3 or (seconds <= 0).any():
+        raise ValueError(f"need at least three positive times, got {seconds.tolist()}")
+    columns = np.stack([np.ones_like(slots), slots, squares], axis=1) / seconds[:, None]
+    scale = columns.max(axis=0)
+    scale[scale == 0] = 1.0
+    found, _ = nnls(columns / scale, np.ones_like(seconds))
+    return StepCost(*(found / scale).tolist())
+
+
+def from_config(config, flops_per_second: float, recompute: bool = False, fixed: float = 0.0) -> StepCost:
+    """Coefficients from a model's sizes: 6 FLOPs a weight and token, 6 x hidden x layers a token pair (causal half).
+
+    Args:
+        config: a Hugging Face config with hidden_size, num_hidden_layers, intermediate_size, vocab_size, heads.
+        flops_per_second: achieved speed of one device.
+        recompute: gradient checkpointing, which adds a second forward pass (a factor 4/3).
+        fixed: seconds a pass whatever its length.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    kv = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim
+    wide = config.num_attention_heads * head_dim
+    weights = layers * (2 * hidden * wide + 2 * hidden * kv + 3 * hidden * config.intermediate_size)
+    weights += hidden * config.vocab_size
+    factor = (4 / 3 if recompute else 1.0) / flops_per_second
+    return StepCost(fixed, 6 * weights * factor, 6 * layers * wide * factor)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Result of `simulate`: the whole time, the share of rank-time spent waiting, and a row a pack with start and end."""
+
+    seconds: float
+    idle: float
+    timeline: pd.DataFrame
+
+
+def simulate(plan: Plan, world_size: int, cost: StepCost, balance: bool = True) -> Simulation:
+    """Time on ``world_size`` ranks that wait for the slowest in every micro-step.
+
+    Args:
+        plan: any plan.
+        world_size: ranks; divides the plan's packs a step.
+        cost: seconds of a pack.
+        balance: as in `plan.assign`: False deals packs in the plan's own order, as published code does.
+
+    Returns:
+        seconds of the run, idle share in 0..1, and the timeline: step, micro, rank, pack, start, end, until (seconds;
+        ``until`` is when the slowest rank of the micro-step is done).
+    """
+    dealt = assign(plan, world_size, balance, cost=lambda p: cost(p.slots, p.squares))
+    key = ["step", "micro"]
+    longest = dealt.groupby(key).cost.max()
+    ends = longest.cumsum()
+    table = dealt.join((ends - longest).rename("start"), on=key).join(ends.rename("until"), on=key)
+    table["end"] = table.start + table.cost
+    seconds = float(ends.iloc[-1])
+    return Simulation(seconds, float(1 - dealt.cost.sum() / (seconds * world_size)), table)

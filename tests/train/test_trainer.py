@@ -1,0 +1,125 @@
+"""The trainer against a loop written out here, and the same gradients however a step is dealt."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import TrainingArguments
+
+from longalign_lib.train.heldout import held_out_loss, means
+from longalign_lib.train.loss import IGNORE
+from longalign_lib.train.plan import build_plan, micro_steps
+from longalign_lib.train.trainer import LongAlignTrainer, RankPacks, plan_weights
+
+
+def make_store(n=24, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        ids = rng.integers(3, 97, rng.integers(4, 40))
+        rows.append((ids, np.where(np.arange(len(ids)) >= rng.integers(1, len(ids)), ids, IGNORE)))
+    return rows
+
+
+def sizes(store):
+    return np.array([len(x) for x, _ in store]), np.array([int((y[1:] != IGNORE).sum()) for _, y in store])
+
+
+def arguments(tmp_path, accumulation, **more):
+    return TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=1, gradient_accumulation_steps=accumulation,
+        num_train_epochs=1, learning_rate=1e-2, lr_scheduler_type="constant", optim="sgd", max_grad_norm=0, use_cpu=True,
+        logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, **more,
+    )  # fmt: skip
+
+
+def reference_steps(model, store, plan, lr):
+    """Plain SGD on Eq. 2, one document at a time, with transformers' own logits."""
+    losses = []
+    for _, step in plan.table.groupby("step"):
+        model.zero_grad()
+        total = 0.0
+        rows = [r for r in step.row if (store[r][1][1:] != IGNORE).any()]
+        for r in rows:
+            ids, labels = (torch.tensor(x)[None] for x in store[r])
+            logits = model(input_ids=ids).logits[0, :-1].float()
+            loss = F.cross_entropy(logits, labels[0, 1:], ignore_index=IGNORE) / len(rows)
+            loss.backward()
+            total += loss.item()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= lr * p.grad
+        losses.append(total)
+    return losses
+
+
+@pytest.mark.parametrize("method", ["naive", "sorted", "packed", "balanced"])
+def test_training_equals_plain_sgd_on_equation_2(method, tiny_model, tmp_path, capsys):
+    import copy
+
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method=method, capacity=80, packs_per_step=4, seed=1,
+                      rows_per_pack=2 if method in ("naive", "sorted") else 1)  # fmt: skip
+    other = copy.deepcopy(tiny_model)
+    expected = reference_steps(other, store, plan, 1e-2)
+    trainer = LongAlignTrainer(tiny_model, arguments(tmp_path, 4), store=store, plan=plan)
+    trainer.train()
+    logged = [x for x in trainer.state.log_history if "loss" in x]
+    assert [x["loss"] for x in logged] == pytest.approx(expected, rel=1e-5) and len(logged) == len(plan.steps()) >= 2
+    assert [x["loss_sequence_mean"] for x in logged] == pytest.approx(expected, rel=1e-5)
+    assert [x["sequences"] for x in logged] == plan.steps().sequences.tolist()
+    for mine, theirs in zip(tiny_model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-8)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_see_the_step_once_and_weigh_it_alike(world):
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method="balanced", capacity=80, packs_per_step=4, max_ranks=4, seed=1)
+    ranks = [RankPacks(plan, store, r, world) for r in range(world)]
+    assert {len(r) for r in ranks} == {len(plan.steps()) * micro_steps(plan, world)}
+    weight = 0.0
+    tokens = 0
+    for rank in ranks:
+        for i in range(len(rank)):
+            batch = rank[i]
+            weight += batch["loss_weights"].double().sum().item()
+            tokens += int((batch["labels"] != IGNORE).sum())
+    assert tokens == targets.sum()
+    assert weight == pytest.approx(len(plan.steps()), rel=1e-5)  # every step's weights sum to one
+
+
+def test_every_weight_mode_reaches_the_plan():
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method="packed", capacity=80, packs_per_step=4)
+    modes = [plan_weights(plan, p) for p in (0, 0.5, 1, None)] + [plan_weights(plan, 1, "epoch")]
+    assert all(not np.allclose(a, b) for i, a in enumerate(modes) for b in modes[:i])
+
+
+def test_wrong_accumulation_is_refused_with_the_right_number(tiny_model, tmp_path):
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method="packed", capacity=80, packs_per_step=4)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=4"):
+        LongAlignTrainer(tiny_model, arguments(tmp_path, 2), store=store, plan=plan)
+    with pytest.raises(ValueError, match="num_train_epochs=1"):
+        args = arguments(tmp_path, 4)
+        args.num_train_epochs = 3
+        LongAlignTrainer(tiny_model, args, store=store, plan=plan)
+
+
+def test_held_out_loss_against_transformers(tiny_model):
+    store = [*make_store(5), (np.array([5, 6]), np.array([IGNORE, IGNORE]))]
+    table = held_out_loss(tiny_model, store)
+    assert table.row.tolist() == [0, 1, 2, 3, 4], "the row without a target has no loss"
+    for row, loss in zip(table.row, table.loss, strict=True):
+        ids, labels = (torch.tensor(x)[None] for x in store[row])
+        assert loss == pytest.approx(tiny_model(input_ids=ids, labels=labels).loss.item(), rel=1e-5)
+    m = means(table)
+    assert m["sequence_mean"] == pytest.approx(table.loss.mean()) and m["sequences"] == 5
+    with pytest.raises(ValueError, match="no held-out row"):
+        means(table.iloc[:0])
