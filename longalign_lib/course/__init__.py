@@ -8,7 +8,11 @@ settings for eight of them. Nothing else in the library imports this package.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+
+# Plain text progress bars are wanted: they survive in executed notebooks and pages, widgets do not.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 PROFILES = ("ci", "laptop", "gpu", "paper")
 

@@ -21,11 +21,29 @@ def write_back(executed: Path, notebook: Path) -> None:
     cells = [c for c in ran.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     if [c.source for c in cells] != [c.source for c in source.cells]:
         raise ValueError(f"{notebook.name} has changed since it was executed; run it again")
+    tidy(ran)
     for mine, theirs in zip(source.cells, cells, strict=True):
         if mine.cell_type == "code":
             mine.outputs = [_clean(output) for output in theirs.outputs]
             mine.execution_count = None
     nbformat.write(source, notebook)
+
+
+def tidy(notebook) -> None:
+    """Make text outputs what a terminal would show in the end: no overwritten progress lines, no empty or split streams."""
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        kept = []
+        for output in cell.outputs:
+            if output.output_type == "stream" and kept and kept[-1].output_type == "stream" and kept[-1].name == output.name:
+                kept[-1].text += output.text
+            else:
+                kept.append(output)
+        for output in kept:
+            if output.output_type == "stream":
+                output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2].rstrip() for line in output.text.split("\n"))
+        cell.outputs = [o for o in kept if o.output_type != "stream" or o.text.strip()]
 
 
 def _clean(output):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import nbformat
 
+from longalign_lib.course.outputs import tidy
+
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.S)
 _INLINE = re.compile(r"(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])")
 _FENCE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
@@ -34,6 +36,7 @@ def write_page(notebook: Path, page: Path) -> Path:
     from nbconvert import HTMLExporter
 
     content = nbformat.read(notebook, as_version=4)
+    tidy(content)
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = formulas_to_mathml(cell.source)

@@ -97,3 +97,48 @@ def simulate(plan: Plan, world_size: int, cost: StepCost, balance: bool = True) 
     table["end"] = table.start + table.cost
     seconds = float(ends.iloc[-1])
     return Simulation(seconds, float(1 - dealt.cost.sum() / (seconds * world_size)), table)
+
+
+def measure(model, packs: list[list[int]], repeats: int = 1, seed: int = 0) -> pd.DataFrame:
+    """Time forward and backward passes of a model over packs of random tokens, one document in four a target.
+
+    Args:
+        model: a causal model, switched to the packed attention; its gradients are dropped.
+        packs: document lengths of each pack to time; a first, untimed pass over the smallest warms up.
+        repeats: timed passes a pack; the median is kept.
+
+    Returns:
+        A row a pack: documents, longest, slots, squares, seconds, peak_gib (CUDA only, else NaN).
+    """
+    import time
+
+    import torch
+    from tqdm.auto import tqdm
+
+    from longalign_lib.train import attention
+    from longalign_lib.train.collate import collate
+    from longalign_lib.train.loss import target_losses
+
+    model.set_attn_implementation(attention.register())
+    rng, device = np.random.default_rng(seed), next(model.parameters()).device
+    cuda, rows = device.type == "cuda", []
+    for k, lengths in enumerate(tqdm([min(packs, key=sum), *packs], desc="timing packs", leave=False)):
+        ids = [rng.integers(10, model.config.vocab_size, n) for n in lengths]
+        store = [(x, np.where(np.arange(len(x)) * 4 >= 3 * len(x), x, -100)) for x in ids]
+        lines = pd.DataFrame({"row": range(len(ids)), "length": lengths, "offset": np.cumsum([0, *lengths[:-1]])})
+        batch = {name: v.to(device) if hasattr(v, "to") else v for name, v in collate(lines, store).items()}
+        seconds = []
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(1 if k == 0 else repeats):
+            began = time.perf_counter()
+            target_losses(model, batch)[0].mean().backward()
+            if cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+            model.zero_grad(set_to_none=True)
+        peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan")
+        rows.append({"documents": len(lengths), "longest": max(lengths), "slots": sum(lengths),
+                     "squares": float(np.sum(np.square(lengths, dtype=float))), "seconds": float(np.median(seconds)),
+                     "peak_gib": peak})  # fmt: skip
+    return pd.DataFrame(rows[1:])

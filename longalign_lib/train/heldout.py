@@ -46,3 +46,27 @@ def means(table: pd.DataFrame) -> dict:
             "sequence_mean": float(table.loss.mean()),
             "standard_error": float(table.loss.std(ddof=1) / np.sqrt(len(table))) if len(table) > 1 else float("nan"),
             "sequences": int(len(table))}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """``python -m longalign_lib.train.heldout --model FOLDER --data STORE --out FILE.csv``: score one model in its own process."""
+    import argparse
+    import json
+
+    from longalign_lib.data.tokens import TokenStore
+    from longalign_lib.models import load_model
+
+    parser = argparse.ArgumentParser(description="Loss of every row of a token store.")
+    parser.add_argument("--model", default="default", help="'default', a model folder or a Hub id")
+    parser.add_argument("--data", required=True, help="folder of a token store")
+    parser.add_argument("--out", required=True, help="CSV file to write")
+    args = parser.parse_args(argv)
+    store = TokenStore.load(args.data)
+    table = held_out_loss(load_model(args.model), store, progress=True)
+    table["task"] = [store.meta[r].get("task", "") for r in table.row]
+    table.to_csv(args.out, index=False)
+    print(json.dumps(means(table)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Verifiable long instructions: real documents, made-up facts put into them, questions whose answers are known.
+
+No model is asked, so every answer is right by construction and costs nothing. Facts stand at sentence boundaries of
+the text (not of its tokens), at depths drawn uniformly; other facts of the same family serve as distractors.
+
+    retrieve  one fact asked for                   hop    the answer needs two facts
+    list      several facts asked for              order  keys in the order in which they appear
+    count     how many of some keys have a fact
+
+    ... a real sentence. The access code of the north archive is 48213. The next real sentence ...
+
+    What is the access code of the north archive?  ->  The access code of the north archive is 48213.
+
+Invariants: the whole chat has at most max_tokens tokens; a key or value that the document already holds is not used;
+the same arguments give the same samples. Cost: two tokenisations a sample and one of each document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from longalign_lib.data.documents import Document
+from longalign_lib.data.facts import FAMILIES, HOP_PEOPLE, HOP_PLACES, HOPS, SEVERAL
+from longalign_lib.data.text import language_of, sentence_ends, token_ids
+from longalign_lib.data.tokens import encode_chat
+
+KINDS = ("retrieve", "list", "order", "count", "hop")
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is put into a document and asked: sentences to insert, question, answer, the strings it must hold."""
+
+    sentences: tuple[str, ...]
+    question: str
+    answer: str
+    expected: tuple[str, ...]
+    names: tuple[str, ...]  # keys and values that the document must not hold beforehand
+    ordered: bool = False  # the sentences must keep their order
+
+
+def retrieval_samples(
+    documents: Sequence[Document],
+    tokenizer,
+    n: int,
+    max_tokens: int,
+    seed: int,
+    min_tokens: int = 256,
+    kinds: Sequence[str] = ("retrieve",),
+    max_facts: int = 3,
+) -> list[dict]:
+    """Build n verifiable samples over real documents.
+
+    Args:
+        documents: at least one; a sample's language is its document's. A document shorter than the drawn length is
+            continued with others of its language.
+        tokenizer: with a chat template; lengths are counted with it.
+        n: how many samples.
+        max_tokens, min_tokens: the whole chat's length is drawn uniformly between them (and hit within a sentence).
+        seed: of this call's own generator.
+        kinds: drawn uniformly from these; see the module's text.
+        max_facts: a "retrieve" sample holds 1 to max_facts facts of which one is asked for.
+
+    Returns:
+        n samples: {"messages", "length" (tokens), "source", "task" ("verifiable:<kind>"), "language", "document_id",
+        "model": "none", "prompt_hash", "expected" (strings the answer must hold), "depths" (0..1, of the text)}.
+
+    Raises:
+        ValueError: an unknown kind, no documents, or bounds that no sample can meet.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"kinds {unknown or '()'} unknown; accepted: {', '.join(KINDS)}")
+    if not documents:
+        raise ValueError("no documents given; read some with longalign_lib.data.documents")
+    if not 0 < min_tokens <= max_tokens:
+        raise ValueError(f"min_tokens {min_tokens} and max_tokens {max_tokens}: need 0 < min_tokens <= max_tokens")
+    rng = np.random.default_rng(seed)
+    pool = _Pool(documents, tokenizer)
+    samples = []
+    for i in tqdm(range(n), desc="verifiable", leave=False, mininterval=1.0):
+        kind = str(rng.choice(list(kinds)))
+        samples.append(_sample(pool, kind, min_tokens, max_tokens, max_facts, rng))
+    return samples
+
+
+def is_right(sample: dict, reply: str) -> bool:
+    """True when a reply holds every expected string of the sample as a whole word, in order for "order" samples."""
+    found, position = [], 0
+    for value in sample["expected"]:
+        edge = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
+        match = re.compile(edge[0] + re.escape(value.lower()) + edge[1]).search(reply.lower(), position)
+        if sample["task"].endswith(":order") and match:
+            position = match.end()
+        found.append(match is not None)
+    return all(found)
+
+
+# ---------------------------------------------------------------------------------------------------------- questions
+def make_item(kind: str, language: str, body: str, rng: np.random.Generator, max_facts: int = 3) -> Item:
+    """Draw the facts and the question of one sample; names that the body already holds are drawn again."""
+    for _ in range(50):
+        item = _hop(language, rng) if kind == "hop" else _facts(kind, language, rng, max_facts)
+        lowered = body.lower()
+        if not any(name.lower() in lowered for name in item.names):
+            return item
+    raise ValueError(f"no {kind} facts are left that the document does not already name; give another document")
+
+
+def _hop(language: str, rng: np.random.Generator) -> Item:
+    options = HOPS[language]
+    first, second, question, answer = options[int(rng.integers(len(options)))]
+    a, b, v = str(rng.choice(HOP_PLACES[language])), HOP_PEOPLE[language](rng), str(int(rng.integers(101, 9999)))
+    fill = {"a": a, "b": b, "v": v}
+    return Item((first.format(**fill), second.format(**fill)), question.format(**fill), answer.format(**fill), (v,),
+                (b, v))  # fmt: skip
+
+
+def _facts(kind: str, language: str, rng: np.random.Generator, max_facts: int) -> Item:
+    families = FAMILIES[language]
+    family = families[int(rng.integers(len(families)))]
+    count = int(rng.integers(1, max_facts + 1)) if kind == "retrieve" else int(rng.integers(2, 5))
+    absent = int(rng.integers(1, 3)) if kind == "count" else 0
+    keys = [str(k) for k in rng.choice(family.keys, size=count + absent, replace=False)]
+    values: list[str] = []
+    while len(values) < count:
+        value = family.value(rng)
+        if value not in values:
+            values.append(value)
+    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
+    sentences = tuple(pick(family.facts).format(k=k, v=v) for k, v in zip(keys, values))
+    names = (*keys, *values)
+    if kind == "retrieve":
+        k, v = keys[0], values[0]
+        return Item(sentences, pick(family.questions).format(k=k), pick(family.answers).format(k=k, v=v), (v,), names)
+    question, answer = SEVERAL[language][kind]
+    comma, asked = SEVERAL[language]["order"][1], [str(k) for k in rng.permutation(keys)]
+    question = question.format(p=family.plural, keys=comma.join(asked))
+    if kind == "list":
+        parts = [family.answers[0].format(k=k, v=values[keys.index(k)]).rstrip(".。") for k in asked]
+        stop = "." if language == "en" else "。"
+        return Item(sentences, question, answer.join(parts) + stop, tuple(values), names)
+    if kind == "order":
+        return Item(sentences, question, answer.join(keys), tuple(keys), names, ordered=True)
+    text = answer.format(p=family.plural, n=count, keys=comma.join(keys[:count]))
+    return Item(sentences, question, text, (str(count),), names)
+
+
+def insert_sentences(
+    body: str, sentences: Sequence[str], depths: Sequence[float], language: str
+) -> tuple[str, list[float]]:
+    """Put sentences into a text at its sentence boundaries nearest to the wanted depths.
+
+    Args:
+        body: the text. sentences: to insert. depths: wanted places, 0 (before all) to 1 (behind all).
+        language: "en" puts a space around them, "zh" none.
+
+    Returns:
+        (text, depths achieved, as fractions of the body's characters).
+    """
+    places = np.array([0, *sentence_ends(body)])
+    chosen = [int(places[np.abs(places - d * len(body)).argmin()]) for d in depths]
+    gap = " " if language == "en" else ""
+    text = body
+    for i in sorted(range(len(sentences)), key=lambda i: (chosen[i], i), reverse=True):
+        p = chosen[i]
+        piece = sentences[i] + gap if p == 0 else gap + sentences[i]
+        text = text[:p] + piece + text[p:]
+    return text, [round(p / max(1, len(body)), 4) for p in chosen]
+
+
+# ------------------------------------------------------------------------------------------------------------- bodies
+class _Pool:
+    """Documents cut into sentences with the token count of each, so that a body of any length is a sum away."""
+
+    def __init__(self, documents: Sequence[Document], tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.documents = list(documents)
+        self.language = [d.language if d.language in FAMILIES else language_of(d.text) for d in documents]
+        self.ends: list[np.ndarray] = []
+        self.counts: list[np.ndarray] = []
+        for document in self.documents:
+            ends = np.array(sentence_ends(document.text))
+            pieces = [document.text[a:b] for a, b in zip([0, *ends[:-1]], ends)]
+            ids = self.tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
+            self.ends.append(ends)
+            self.counts.append(np.array([len(x) for x in ids], dtype=np.int64))
+
+    def body(self, budget: int, rng: np.random.Generator) -> tuple[str, str, list[Document]]:
+        """A text of about `budget` tokens, at most so by the sentences' own counts: (text, language, documents)."""
+        first = int(rng.integers(len(self.documents)))
+        language = self.language[first]
+        others = [i for i in range(len(self.documents)) if self.language[i] == language and i != first]
+        texts, used = [], []
+        for i in [first, *(int(j) for j in rng.permutation(others))] if others else [first]:
+            cumulative = np.concatenate([[0], np.cumsum(self.counts[i])])
+            latest = int(np.searchsorted(cumulative, cumulative[-1] - budget, side="right"))
+            start = int(rng.integers(latest)) if latest > 0 else 0
+            stop = int(np.searchsorted(cumulative, cumulative[start] + budget, side="right")) - 1
+            if stop <= start:
+                break
+            begin = 0 if start == 0 else int(self.ends[i][start - 1])
+            texts.append(self.documents[i].text[begin : int(self.ends[i][stop - 1])].strip())
+            used.append(self.documents[i])
+            budget -= int(cumulative[stop] - cumulative[start]) + 2
+            if latest > 0 or budget < 16:
+                break
+        return "\n\n".join(texts), language, used
+
+
+def _sample(pool: _Pool, kind: str, low: int, high: int, max_facts: int, rng: np.random.Generator) -> dict:
+    """One sample of low to high tokens, its wanted length drawn uniformly between them."""
+    for attempt in range(60):
+        if attempt % 6 == 0:  # a fresh length; the five attempts behind it correct its room
+            target = room = int(rng.integers(low, high + 1))
+        text, language, used = pool.body(max(24, room), rng)
+        if not text:  # the next sentence there is longer than the room: draw another place
+            continue
+        item = make_item(kind, language, text, rng, max_facts)
+        depths = rng.random(len(item.sentences))
+        text, depths = insert_sentences(text, item.sentences, sorted(depths) if item.ordered else depths, language)
+        user = f"{text}\n\n{item.question}"
+        messages = [{"role": "user", "content": user}, {"role": "assistant", "content": item.answer}]
+        length = len(encode_chat(pool.tokenizer, messages)[0])
+        if low <= length <= min(high, target + 4):
+            return {
+                "messages": messages,
+                "length": length,
+                "source": used[0].source,
+                "task": f"verifiable:{kind}",
+                "language": language,
+                "document_id": "+".join(d.id for d in used),
+                "model": "none",
+                "prompt_hash": hashlib.sha256(user.encode()).hexdigest()[:16],
+                "expected": list(item.expected),
+                "depths": depths,
+            }
+        room -= length - target  # facts, question, answer and the chat's frame take their part
+    raise ValueError(
+        f"no {kind} sample of {low} to {high} tokens could be built: either the documents of one language hold too few "
+        "tokens (add documents or lower min_tokens), or the chat's frame, the facts and one sentence need more (raise "
+        "max_tokens)"
+    )

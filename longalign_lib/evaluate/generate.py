@@ -1,0 +1,136 @@
+"""Greedy answers, one prompt at a time, with a key-value cache that is kept from one prompt to the next.
+
+Prompts of a needle grid share their beginning: the same text up to the needle. `Greedy` keeps the cache of the last
+prompt, crops it to the longest common beginning (compared token by token) and computes only the rest. In float32 the
+answers are those of a fresh cache; in bfloat16 sums are rounded in another order, so a near-tie may fall otherwise.
+
+Where a cache cannot be cropped exactly (sliding windows, recurrent layers, RoPE that depends on the longest position),
+nothing is reused. Long prompts go through the model in chunks, which bounds the attention mask to chunk x length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+WORTH = 0.1  # share of a prompt below which reuse is not worth leaving the plain causal kernel for a masked one
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said. ``finish``: "stop" or "length"; ``reused``: prompt tokens taken from the kept cache."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    reused: int
+    seconds: float
+    finish: str
+
+
+def window_of(model) -> int:
+    """The longest sequence, in tokens, that the model's configuration promises."""
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def fingerprint(model) -> str:
+    """16 hex digits that tell weights and configuration apart, from 64 values of every parameter (not from its name)."""
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        sample = weight.detach().reshape(-1)[:: max(1, weight.numel() // 64)]
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + sample.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _one_thread(device: torch.device):
+    """On a CPU, one thread for writing token by token: more hardly help, and one that waits for a busy core holds up all."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device.type == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Greedy:
+    """Answers prompts greedily; see the module's head for what is kept between calls.
+
+    Args:
+        model, tokenizer: a causal language model of transformers and its tokenizer.
+        reuse_prefix: keep the cache between prompts where that is exact.
+        chunk: prompt tokens a forward pass.
+    """
+
+    def __init__(self, model, tokenizer, reuse_prefix: bool = True, chunk: int = 4096):
+        self.model, self.tokenizer = model, tokenizer
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        self.whole = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
+        self.reuse = reuse_prefix and not self.whole
+        self.chunk = chunk
+        ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ends = ends if isinstance(ends, (list, tuple)) else [ends]
+        self.ends = {int(e) for e in (*ends, tokenizer.eos_token_id) if e is not None}
+        self.cache, self.held = None, []  # the cache and the token ids it stands for
+
+    def _keep(self, ids: list[int]) -> int:
+        """Crop the cache to the beginning shared with ``ids``, always leaving one token to compute; tokens kept."""
+        same = 0
+        for mine, theirs in zip(self.held, ids[:-1]):
+            if mine != theirs:
+                break
+            same += 1
+        cropable = self.cache is not None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        if not (self.reuse and cropable and same >= WORTH * len(ids)):
+            self.cache, self.held = DynamicCache(config=self.model.config), []
+            return 0
+        if len(self.held) > same:
+            self.cache.crop(same - len(self.held))  # negative: how many tokens to forget
+        self.held = self.held[:same]
+        return same
+
+    def _forward(self, ids: list[int]) -> int:
+        """Run ``ids`` after what the cache holds; the likeliest next token."""
+        tokens = torch.tensor([ids], device=self.model.device)
+        out = self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.held += ids
+        return int(out.logits[0, -1].argmax())
+
+    @torch.inference_mode()
+    def answer(self, input_ids, max_new_tokens: int = 32) -> Answer:
+        """Continue a prompt until an end token or ``max_new_tokens``.
+
+        Args:
+            input_ids: token ids of the whole prompt, a list or 1-D array.
+        """
+        ids = [int(i) for i in input_ids]
+        if not ids:
+            raise ValueError("the prompt has no tokens")
+        start = time.perf_counter()
+        try:
+            kept = self._keep(ids)
+            step = len(ids) if self.whole else self.chunk
+            for first in range(kept, len(ids), step):
+                token = self._forward(ids[first : first + step])
+            said = []
+            with _one_thread(self.model.device):
+                while token not in self.ends and len(said) < max_new_tokens:
+                    said.append(token)
+                    if len(said) < max_new_tokens:
+                        token = self._forward([token])
+        except BaseException:
+            self.cache, self.held = None, []  # half a forward pass may have written to it
+            raise
+        finish = "stop" if token in self.ends else "length"
+        text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
+        return Answer(text, len(said), len(ids), kept, time.perf_counter() - start, finish)

@@ -1,0 +1,118 @@
+"""Needles: small invented facts to hide in a long text, each with a question and the words a right answer must hold.
+
+A single famous sentence would test whether a model knows that sentence. So needles are drawn from a seeded family: a
+template (where something is kept, what opens a gate, what to do in a town) filled with names that no haystack holds.
+The score is deterministic: the share of a needle's parts that occur in the answer, after both are normalised.
+
+Invariants: the same (n, seed, language) gives the same needles; the n needles of a call have different texts; every part
+occurs in its needle's text and none in its question. Cost: microseconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import unicodedata
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A fact to hide. ``parts``: what an answer must hold, all of them, to score 1; ``language``: "en" or "zh"."""
+
+    text: str
+    question: str
+    parts: tuple[str, ...]
+    language: str = "en"
+
+
+# The example that made the test popular, kept so that grids can be set beside others'. Never the only needle by default.
+CLASSIC = Needle(
+    "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.",
+    "What is the best thing to do in San Francisco?",
+    ("sandwich", "Dolores Park"),
+)
+
+_TOWNS = ("Orlavik", "Bramhurst", "Castelmora", "Tindhal", "Quenby", "Vasterlo", "Marrowdale", "Ilsenkirk", "Port Hewell")
+_NAMES = ("Anneke", "Tobias", "Marisol", "Oyelaran", "Katrin", "Benedek", "Sunniva", "Rafaela", "Wendell")
+_COLOURS = ("green", "yellow", "purple", "orange", "silver", "crimson")
+_ACTS = (
+    ("drink lemonade", "lemonade"), ("fly a kite", "kite"), ("play the accordion", "accordion"), ("eat a pancake", "pancake"),
+    ("paint a watercolour", "watercolour"), ("ride a tandem", "tandem"), ("feed the ducks", "ducks"),
+)  # fmt: skip
+_SPOTS = ("old lighthouse", "walled orchard", "chapel garden", "stone pier", "tram museum", "willow meadow")
+_THINGS = ("umbrella", "violin", "teapot", "compass", "lantern", "telescope")
+_PLACES = ("bakery", "boathouse", "greenhouse", "windmill", "bell tower", "barn")
+_GATES = ("harbour gate", "garden door", "library vault", "ferry locker", "tower hatch")
+_ZH_TOWNS = ("青岚镇", "白石渡", "云梦坡", "柳林口", "望溪村", "松涛寨")
+_ZH_NAMES = ("周小满", "陆知遥", "沈听雨", "何以宁", "顾长风")
+_ZH_THINGS = ("铜壶", "竹笛", "油纸伞", "砚台", "灯笼")
+_ZH_PLACES = ("钟楼", "磨坊", "药铺", "船屋", "茶园")
+
+
+def _draw_en(rng: random.Random) -> Needle:
+    pick, town, name = rng.choice, rng.choice(_TOWNS), rng.choice(_NAMES)
+    kind = rng.randrange(3)
+    if kind == 0:
+        (act, word), spot = pick(_ACTS), pick(_SPOTS)
+        text = f"The best thing to do in {town} is to {act} in the {spot} with {name}."
+        return Needle(text, f"What is the best thing to do in {town}?", (word, spot))
+    if kind == 1:
+        thing, place = f"{pick(_COLOURS)} {pick(_THINGS)}", pick(_PLACES)
+        text = f"{name} from {town} keeps the {thing} in the {place}."
+        return Needle(text, f"Where does {name} from {town} keep the {thing}?", (place,))
+    gate, code = pick(_GATES), str(rng.randrange(1000, 10000))
+    fact = f"the code that opens the {gate} in {town}"
+    return Needle(f"T{fact[1:]} is {code}.", f"What is {fact}?", (code,))
+
+
+def _draw_zh(rng: random.Random) -> Needle:
+    town, name, thing = rng.choice(_ZH_TOWNS), rng.choice(_ZH_NAMES), rng.choice(_ZH_THINGS)
+    if rng.randrange(2):
+        place = rng.choice(_ZH_PLACES)
+        return Needle(f"{town}的{name}把{thing}放在{place}里。", f"{town}的{name}把{thing}放在哪里？", (place,), "zh")
+    code = str(rng.randrange(1000, 10000))
+    return Needle(f"{name}在{town}的门牌密码是{code}。", f"{name}在{town}的门牌密码是多少？", (code,), "zh")
+
+
+_FAMILIES = {"en": _draw_en, "zh": _draw_zh}
+
+
+def needle_family(n: int, seed: int = 0, language: str = "en") -> list[Needle]:
+    """Draw ``n`` different needles.
+
+    Raises:
+        ValueError: an unknown language, or more needles than the family holds.
+    """
+    if language not in _FAMILIES:
+        raise ValueError(f"no needles in language {language!r}; there are {', '.join(_FAMILIES)}")
+    rng, found = random.Random(f"needles-{language}-{seed}"), {}
+    for attempt in itertools.count():
+        if len(found) >= n:
+            return list(found.values())
+        if attempt > 1000 + 20 * n:
+            raise ValueError(f"asked for {n} different needles, the {language!r} family gave {len(found)}: ask for fewer")
+        needle = _FAMILIES[language](rng)
+        found.setdefault(needle.text, needle)
+
+
+def normalise(text: str) -> str:
+    """Unicode-normalised, case-folded words with single spaces; each Chinese character is a word; 7,421 becomes 7421."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"([\u3400-\u9fff\uf900-\ufaff])", r" \1 ", text)
+    return " ".join(re.sub(r"[\W_]+", " ", text).split())
+
+
+def parts_found(answer: str, parts: tuple[str, ...] | list[str]) -> list[bool]:
+    """For each part, whether the answer holds it as whole words."""
+    said = normalise(answer)
+    return [f" {normalise(part)} " in f" {said} " for part in parts]
+
+
+def recall(answer: str, parts: tuple[str, ...] | list[str]) -> float:
+    """Share of the parts that the answer holds, 0 to 1."""
+    if not parts or not all(normalise(p) for p in parts):
+        raise ValueError(f"a needle needs parts with letters or digits to look for, got {parts!r}")
+    return sum(parts_found(answer, parts)) / len(parts)

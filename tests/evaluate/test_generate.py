@@ -1,0 +1,79 @@
+import random
+
+import pytest
+import torch
+from longalign_lib.evaluate.generate import Greedy, fingerprint, window_of
+
+
+def reference(model, tokenizer, ids, n):
+    """transformers' own greedy search."""
+    out = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=n, pad_token_id=0
+    )
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+
+
+def test_answers_equal_transformers_with_reuse_and_chunks(model, tokenizer):
+    rng, greedy = random.Random(0), Greedy(model, tokenizer, chunk=37)
+    shared, answers, reused = [rng.randrange(3, 900) for _ in range(300)], [], 0
+    for cut in (0, 40, 40, 150, 290, 120, 300):
+        ids = shared[:cut] + [rng.randrange(3, 900) for _ in range(20)]
+        said = greedy.answer(ids, 12)
+        assert said.text == reference(model, tokenizer, ids, 12)
+        assert said.prompt_tokens == len(ids) and said.seconds > 0
+        assert greedy.cache.get_seq_length() == len(greedy.held) >= len(ids)
+        answers.append(said.text)
+        reused += said.reused
+    assert reused >= 40 + 40 + 150 + 120 + 120 and len(set(answers)) >= 5  # it did reuse, and answers differ
+
+
+def test_same_prompt_twice_and_without_reuse(model, tokenizer):
+    ids = list(range(5, 80))
+    warm, cold = Greedy(model, tokenizer), Greedy(model, tokenizer, reuse_prefix=False)
+    a, b, c = warm.answer(ids, 8), warm.answer(ids, 8), cold.answer(ids, 8)
+    assert a.text == b.text == c.text and b.reused == len(ids) - 1
+    assert cold.answer(ids, 8).reused == 0
+
+
+def test_stops_at_end_token_and_counts(model, tokenizer):
+    ids = list(range(5, 60))
+    greedy = Greedy(model, tokenizer)
+    long = greedy.answer(ids, 6)
+    assert (long.tokens, long.finish) == (6, "length")
+    greedy.ends = set(range(1500))
+    assert (greedy.answer(ids, 6).tokens, greedy.answer(ids, 6).finish) == (0, "stop")
+
+
+def test_length_dependent_rope_is_never_reused(make_model, tokenizer):
+    model = make_model()
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    greedy = Greedy(model, tokenizer, chunk=8)
+    ids = list(range(5, 60))
+    assert greedy.answer(ids, 3).reused == greedy.answer(ids, 3).reused == 0
+
+
+def test_a_failed_call_leaves_no_half_written_cache(model, tokenizer, monkeypatch):
+    greedy, ids = Greedy(model, tokenizer, chunk=16), list(range(5, 90))
+    good = greedy.answer(ids, 8)
+    layer = model.model.layers[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError):
+            greedy.answer(ids[:40] + ids, 8)
+    assert greedy.answer(ids, 8).text == good.text and greedy.held[: len(ids)] == ids
+
+
+def test_fingerprint_sees_weights_and_config_not_names(make_model, model):
+    twin = make_model()
+    twin.config._name_or_path = "elsewhere"
+    assert fingerprint(model) == fingerprint(twin) != fingerprint(make_model(seed=1))
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.mul_(1.001)
+    assert fingerprint(twin) != fingerprint(model) != fingerprint(make_model(window=4096))
+    assert window_of(model) == 2048
+
+
+def test_empty_prompt(model, tokenizer):
+    with pytest.raises(ValueError, match="no tokens"):
+        Greedy(model, tokenizer).answer([])

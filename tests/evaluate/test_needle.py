@@ -1,0 +1,166 @@
+import json
+import re
+
+import pytest
+from longalign_lib.evaluate import needle as N
+from longalign_lib.evaluate.needles import CLASSIC, Needle, needle_family
+
+DEPTHS = (0, 25, 50, 75, 100)
+
+
+def tokens(tokenizer, text):
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("length", [260, 700, 2000])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_placement_is_as_asked_for_any_tokenizer(any_tokenizer, hay, length, depth):
+    tok, family = any_tokenizer, needle_family(20, seed=length)
+    for needle in family[:2]:
+        p = N.build_prompt(tok, needle, hay, length, depth)
+        # the prompt is what the chat template makes of one user message, and its length is measured on that
+        context = p.text.split("<text>\n")[1].split("\n</text>")[0]
+        message = N.SCAFFOLDS["en"].format(context=context, question=needle.question)
+        messages = [{"role": "user", "content": message}]
+        assert p.text == tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert list(tok.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]) == p.input_ids
+        assert length - N.TOLERANCE <= p.tokens <= length
+        # the needle is there once, whole, between two sentences of the hay, which is otherwise untouched
+        before, after = context.split(needle.text)
+        assert before == "" or re.search(r"[.!?][\"')\]”’]*\s+$", before), before[-40:]
+        assert (before + after[after[:1] == " " :]) == hay.lstrip()[: len(before + after) - (after[:1] == " ")]
+        # depth, measured here again: hay tokens before the needle over all hay tokens
+        mine = 100 * tokens(tok, before) / tokens(tok, before + after)
+        assert abs(mine - p.depth_achieved) < 2
+        sentence = 100 * 160 / p.hay_tokens  # no sentence boundary further than this, in percent
+        assert abs(p.depth_achieved - depth) <= max(sentence, 3)
+        assert sum(i in tok.all_special_ids for i in p.input_ids) == 2  # <s> and </s> of the template alone
+
+
+def test_many_lengths_and_haystacks_fit(any_tokenizer):
+    """Every length of a range, each with its own text and needle: the seams around the needle never break the fit."""
+    family = needle_family(60, seed=1)
+    for i, length in enumerate(range(240, 540, 5)):
+        p = N.build_prompt(any_tokenizer, family[i], N.default_haystack(i), length, (i * 37) % 101)
+        assert length - N.TOLERANCE <= p.tokens <= length
+
+
+def test_depths_are_ordered_and_spread(tokenizer, hay):
+    got = [N.build_prompt(tokenizer, CLASSIC, hay, 2000, d).depth_achieved for d in DEPTHS]
+    assert got == sorted(got) and got[0] == 0 and got[-1] > 90 and len(set(got)) == 5
+
+
+def test_chinese(tokenizer):
+    hay = "".join(f"第{i}天，河水涨了{i * 7}厘米，村里的人都来看。" for i in range(200))
+    (needle,) = needle_family(1, language="zh")
+    p = N.build_prompt(tokenizer, needle, hay, 900, 50)
+    before = p.text.split("<text>\n")[1].split(needle.text)[0]
+    assert before.endswith("。") and 35 < p.depth_achieved < 65 and 898 <= p.tokens <= 900
+
+
+def test_hash_follows_the_prompt(tokenizer, hay):
+    a = N.build_prompt(tokenizer, CLASSIC, hay, 400, 50)
+    assert a.prompt_hash == N.build_prompt(tokenizer, CLASSIC, hay, 400, 50).prompt_hash
+    assert a.prompt_hash != N.build_prompt(tokenizer, CLASSIC, hay, 400, 0).prompt_hash
+
+
+def test_bad_input_names_the_offender(tokenizer, hay):
+    scaffold = N.scaffold_tokens(tokenizer, CLASSIC)
+    with pytest.raises(ValueError, match=rf"length 50 is shorter than the scaffold.*{scaffold} tokens"):
+        N.build_prompt(tokenizer, CLASSIC, hay, 50, 50)
+    N.build_prompt(tokenizer, CLASSIC, hay, scaffold + N.MIN_HAY, 50)  # what the message asks for works
+    with pytest.raises(ValueError, match="depth 101"):
+        N.build_prompt(tokenizer, CLASSIC, hay, 500, 101)
+    with pytest.raises(ValueError, match="empty"):
+        N.build_prompt(tokenizer, CLASSIC, " \n", 500, 50)
+    with pytest.raises(ValueError, match=r"too short.*2000 were asked"):
+        N.build_prompt(tokenizer, CLASSIC, hay[:800], 2000, 50)
+    with pytest.raises(ValueError, match="already holds the answer"):
+        N.build_prompt(tokenizer, CLASSIC, hay[:200] + " Dolores Park sells a sandwich. " + hay[200:], 500, 50)
+    with pytest.raises(ValueError, match=r"special token.*</s>"):
+        N.build_prompt(tokenizer, CLASSIC, hay[:200] + " </s> " + hay[200:], 500, 50)
+
+
+def test_no_chat_template(tokenizer, hay, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match="no chat template"):
+        N.build_prompt(tokenizer, CLASSIC, hay, 500, 50)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depths": [0, 0]}, "depths must be different"), ({"lengths": []}, "lengths must be different"),
+        ({"repeats": 0}, "repeats"), ({"needles": []}, "no needles"), ({"lengths": [300, 60]}, "length 60 is shorter"),
+    ],
+)  # fmt: skip
+def test_bad_grids_stop_before_the_model(model, tokenizer, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        N.run_grid(model, tokenizer, **({"lengths": [300], "depths": [0]} | change), out=tmp_path / "n.jsonl")
+    assert not (tmp_path / "n.jsonl").exists()
+
+
+def test_beyond_the_window(make_model, tokenizer):
+    small = make_model(window=512)
+    with pytest.raises(ValueError, match=r"length 600 \+ 4 .*604 .*window of 512"):
+        N.run_grid(small, tokenizer, [300, 600], [0], max_new_tokens=4)
+    frame = N.run_grid(small, tokenizer, [300, 600], [0], max_new_tokens=4, allow_beyond_window=True, progress=False)
+    assert frame.beyond_window.tolist() == [False, True]
+
+
+GRID = {"lengths": [300, 400], "depths": [0, 50, 100], "repeats": 2, "max_new_tokens": 6, "progress": False}
+
+
+def test_grid_resumes_after_a_torn_write_and_models_never_share(make_model, tokenizer, model, tmp_path, monkeypatch):
+    out = tmp_path / "needle.jsonl"
+    first = N.run_grid(model, tokenizer, **GRID, out=out, name="a")
+    assert len(first) == 12 and first.key.nunique() == 12 and (first.status == "ok").all()
+    assert first.needle.nunique() > 6  # no single sentence is the test
+    lines = out.read_text().splitlines()
+    out.write_text("\n".join(lines[:7]) + "\n" + lines[7][:50])  # killed in the middle of a line
+    asked = []
+    plain = N.Greedy.answer
+    monkeypatch.setattr(N.Greedy, "answer", lambda self, ids, n: asked.append(len(ids)) or plain(self, ids, n))
+    again = N.run_grid(model, tokenizer, **GRID, out=out, name="a")
+    assert len(asked) == 5
+    columns = ["key", "length", "depth", "repeat", "answer", "score", "prompt_hash", "tokens"]
+    assert again[columns].equals(first[columns])
+    N.run_grid(model, tokenizer, **GRID, out=out, name="b")  # another name, the same weights
+    other = N.run_grid(make_model(seed=1), tokenizer, **GRID, out=out, name="a")  # the same name, other weights
+    assert len(asked) == 5 + 24 and set(other.prompt_hash) == set(first.prompt_hash)
+    assert not set(other.key) & set(first.key) and (other.answer != first.answer).any()
+    N.run_grid(model, tokenizer, **(GRID | {"repeats": 1, "depths": [50]}), out=out, name="a")
+    assert len(asked) == 29  # a smaller grid draws the same needles: nothing is asked again
+
+
+def test_reuse_of_the_prefix_changes_no_answer(tokenizer, model):
+    warm = N.run_grid(model, tokenizer, **GRID)
+    cold = N.run_grid(model, tokenizer, **GRID, reuse_prefix=False)
+    assert warm.answer.tolist() == cold.answer.tolist() and warm.answer.nunique() > 3
+    assert warm.reused.sum() > 600 and cold.reused.sum() == 0
+
+
+def test_scores_come_from_the_answer(tokenizer, model, monkeypatch):
+    said = iter(["the code is 12", "the code is 12 and 34", "no idea"])
+    answer = N.Greedy(model, tokenizer).answer([5, 6], 1)
+    monkeypatch.setattr(N.Greedy, "answer", lambda *_: type(answer)(next(said), 1, 1, 0, 0.1, "stop"))
+    two = Needle("The codes are 12 and 34.", "Which codes?", ("12", "34"))
+    frame = N.run_grid(model, tokenizer, [300], [0, 50, 100], needles=[two], progress=False)
+    assert frame.score.tolist() == [0.5, 1.0, 0.0] and frame.hit.tolist() == [False, True, False]
+
+
+def test_a_failing_cell_is_marked_kept_and_asked_again(tokenizer, model, tmp_path, monkeypatch):
+    out, plain, fail = tmp_path / "n.jsonl", N.Greedy.answer, [True]
+
+    def flaky(self, ids, n):
+        if len(ids) > 350 and fail[0]:
+            raise RuntimeError("CUDA out of memory")
+        return plain(self, ids, n)
+
+    monkeypatch.setattr(N.Greedy, "answer", flaky)
+    frame = N.run_grid(model, tokenizer, **GRID, out=out)
+    bad = frame[frame.status != "ok"]
+    assert len(bad) == 6 and bad.score.isna().all() and bad.status.str.contains("out of memory").all()
+    fail[0] = False
+    assert (N.run_grid(model, tokenizer, **GRID, out=out).status == "ok").all()
+    assert len({json.loads(line)["key"] for line in out.read_text().splitlines()}) == 12
