@@ -61,10 +61,13 @@ ASK_ANSWER = {
     "zh": "{document}\n\n{question}\n\n请只根据上文作答，内容完整，切合问题。",
 }
 
+# "1." "2)" "(3)" "4、" "Question 5:" "Q:" "第6题" and bullets, with or without markdown stars.
 _ITEM = re.compile(
-    r"^[\s>*_#]*(?:(?:Q(?:uestion)?|问题|第)?\s*[(（\[]?(\d{1,2})[)）\]]?\s*(?:[.．](?!\d)|[、:：)）题])|[-•*])[*_]*\s*(.*)$",
+    r"^[\s>*_#]*(?:(?:Q(?:uestion)?|问题|第)?\s*[(（\[]?\d{1,2}[)）\]]?\s*(?:[.．](?!\d)|[、:：)）题])"
+    r"|(?:Q(?:uestion)?|问题)\s*[:：]|[-•*])[*_]*\s*(.*)$",
     flags=re.IGNORECASE,
 )
+_ANSWER_LINE = re.compile(r"^\s*(?:A(?:nswer)?|答案?)\s*[:：]", flags=re.IGNORECASE)
 
 
 @dataclass
@@ -97,10 +100,10 @@ def parse_questions(text: str) -> list[str]:
     for line in text.splitlines():
         match = _ITEM.match(line)
         if match:
-            items.append(match[2].strip())
+            items.append(match[1].strip())
             open_item = True
-        elif not line.strip():
-            open_item = bool(items) and not items[-1]
+        elif not line.strip() or _ANSWER_LINE.match(line):
+            open_item = bool(items) and not items[-1] and not line.strip()
         elif open_item:
             items[-1] = f"{items[-1]} {line.strip()}".strip()
     cleaned = (re.sub(r"\*\*|__|`", "", item).strip(" *_\"“”") for item in items)
@@ -130,6 +133,7 @@ def build_instructions(
     question_tokens: int = 300,
     answer_tokens: int = 500,
     temperature: float = 0.7,
+    answer_temperature: float = 0.0,
     min_overlap: float = 0.5,
 ) -> Built:
     """Build one sample for each document; see the module's text.
@@ -143,7 +147,7 @@ def build_instructions(
         seed: of the draws, and sent to the endpoint.
         tasks: the task types to draw from.
         question_tokens, answer_tokens: the longest list of questions and the longest answer.
-        temperature: for both calls.
+        temperature, answer_temperature: questions are to differ, answers to be the likeliest.
         min_overlap: see `gates.check_answer`.
 
     Raises:
@@ -154,13 +158,13 @@ def build_instructions(
     torn: list[dict] = []  # a line cut off by a kill: its document is simply built again
     built = Built(*(read_jsonl(p, torn) if p.is_file() else [] for p in (accepted_path, rejected_path)))
     done = {record["document_id"] for record in built.samples + built.rejected}
-    options = {"question_tokens": question_tokens, "answer_tokens": answer_tokens, "temperature": temperature}
+    limits = ((question_tokens, temperature), (answer_tokens, answer_temperature))
     in_a_row = 0
     for document in tqdm(documents, desc="self-instruct", leave=False, mininterval=1.0):
         if document.id in done:
             continue
         try:
-            outcome = _one(document, client, seed, tasks, min_overlap, **options)
+            outcome = _one(document, client, seed, tasks, min_overlap, *limits)
         except ChatError as error:
             built.failed.append({"document_id": document.id, "reason": str(error)})
             in_a_row += 1
@@ -176,9 +180,7 @@ def build_instructions(
     return built
 
 
-def _one(
-    document: Document, client, seed: int, tasks, min_overlap, question_tokens, answer_tokens, temperature
-) -> dict:
+def _one(document: Document, client, seed: int, tasks, min_overlap, for_questions, for_answer) -> dict:
     """The outcome for one document: a sample (without its length), or a rejection."""
     language = _language(document)
     draw = random.Random(f"{seed}:{document.id}")
@@ -186,15 +188,15 @@ def _one(
     about = {"source": document.source, "task": task, "language": language, "document_id": document.id}
     about["model"] = getattr(client, "label", "unknown")
 
-    def ask(prompt: str, limit: int):
+    def ask(prompt: str, tokens: int, temperature: float):
         message = [{"role": "user", "content": prompt}]
-        return client.chat(message, max_tokens=limit, temperature=temperature, seed=seed)
+        return client.chat(message, max_tokens=tokens, temperature=temperature, seed=seed)
 
     asked = question_prompt(document, task)
-    listed = ask(asked, question_tokens)
+    listed = ask(asked, *for_questions)
     questions, dropped = [], []
     parsed = parse_questions(listed.text)
-    if listed.finish_reason == "length" and parsed:
+    if listed.finish_reason == "length" and parsed and not parsed[-1].endswith(("?", "？", ".", "。")):
         dropped.append({"question": parsed.pop(), "reason": "cut off: the list reached the token limit"})
     for question in parsed:
         reason = check_question(question, language, questions)
@@ -208,7 +210,7 @@ def _one(
         return rejection | {"reason": first if listed.text.strip() else "empty: the model wrote nothing"}
     question = draw.choice(questions)
     prompt = answer_prompt(document, question)
-    reply = ask(prompt, answer_tokens)
+    reply = ask(prompt, *for_answer)
     answer = reply.text.strip()
     reason = check_answer(answer, question, document.text, language, reply.finish_reason, min_overlap)
     if reason:

@@ -1,8 +1,9 @@
 """The paper's numbers, and ours beside them where there are any.
 
-``results/paper.json`` holds every table and figure that the course compares with, each with its number in the paper and
-the reason why ours is missing unless it was measured. A notebook that measures something of the same kind calls `record`;
-`read_ours` collects what was recorded. Nothing here invents a number: a cell is filled only from a file that a run wrote.
+``results/paper.json`` holds every table and figure that the course compares with, each with its number in the paper
+and the reason why ours is missing unless it was measured. A notebook that measures something of the same kind calls
+`record`; `read_ours` collects what was recorded. Nothing here invents a number: a cell is filled only from a file
+that a run wrote.
 
 Invariants: a record names a row and a column that the paper's table has; each carries how it was measured and the file.
 """
@@ -14,6 +15,8 @@ import math
 from pathlib import Path
 
 import pandas as pd
+
+from longalign_lib.data.jsonl import read_jsonl
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 MEASURED = "measured.json"
@@ -37,14 +40,18 @@ def load_paper(path: Path | str | None = None) -> dict[str, dict]:
             raise ValueError(f"{path.name}: {table['where']} appears twice; merge the two")
         for row in table["rows"]:
             if len(row["values"]) != len(table["columns"]):
-                raise ValueError(f"{path.name}: {table['where']}, row {row['row']!r} has {len(row['values'])} values "
-                                 f"for {len(table['columns'])} columns ({', '.join(table['columns'])})")
+                raise ValueError(
+                    f"{path.name}: {table['where']}, row {row['row']!r} has {len(row['values'])} values "
+                    f"for {len(table['columns'])} columns ({', '.join(table['columns'])})"
+                )
         tables[table["where"]] = table | {"source": document["source"]}
     return tables
 
 
-def record(folder: Path | str, where: str, row: str, column: str, value: float, how: str, tables: dict | None = None) -> Path:
-    """Write down one measured number that stands beside one of the paper's; a second record of the same cell replaces it.
+def record(
+    folder: Path | str, where: str, row: str, column: str, value: float, how: str, tables: dict | None = None
+) -> Path:
+    """Write down a measured number that stands beside one of the paper's; a second record of a cell replaces it.
 
     Args:
         folder: the notebook's output folder; the file is ``measured.json`` in it.
@@ -60,7 +67,9 @@ def record(folder: Path | str, where: str, row: str, column: str, value: float, 
         raise ValueError(f"the paper's facts have no {where!r}: use one of {', '.join(tables)}")
     rows = list(dict.fromkeys(r["row"] for r in tables[where]["rows"]))
     if row not in rows or column not in tables[where]["columns"]:
-        raise ValueError(f"{where} has no cell ({row!r}, {column!r}): rows are {rows}, columns {tables[where]['columns']}")
+        raise ValueError(
+            f"{where} has no cell ({row!r}, {column!r}): rows are {rows}, columns {tables[where]['columns']}"
+        )
     if isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"value={value!r} is no measurement: record a finite number, or nothing at all")
     if not how.strip():
@@ -70,7 +79,7 @@ def record(folder: Path | str, where: str, row: str, column: str, value: float, 
     entry = {"where": where, "row": row, "column": column, "value": float(value), "how": how}
     kept = [k for k in known if (k["where"], k["row"], k["column"]) != (where, row, column)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept + [entry], indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    path.write_text(json.dumps([*kept, entry], indent=1, ensure_ascii=False) + "\n", encoding="utf8")
     return path
 
 
@@ -103,7 +112,9 @@ def beside(table: dict, ours: pd.DataFrame) -> pd.DataFrame:
     for row in table["rows"]:
         here = mine[mine["row"] == row["row"]]
         text = ", ".join(f"{r.column} {r.value:g}" for r in here.itertuples()) or NOT_MEASURED
-        rows.append({"model": row["model"], "row": row["row"]} | dict(zip(table["columns"], row["values"])) | {"ours": text})
+        rows.append(
+            {"model": row["model"], "row": row["row"]} | dict(zip(table["columns"], row["values"])) | {"ours": text}
+        )
     frame = pd.DataFrame(rows).set_index(["model", "row"])
     return frame if frame.index.get_level_values("model").any() else frame.droplevel("model")
 
@@ -113,8 +124,15 @@ def overview(tables: dict[str, dict], ours: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for where, table in tables.items():
         mine = ours[ours["where"] == where]
-        rows.append({"where": where, "title": table["title"], "paper's numbers": sum(len(r["values"]) for r in table["rows"]),
-                     "ours": len(mine), "how, or why not": "; ".join(dict.fromkeys(mine.how)) or table["not_measured"]})
+        rows.append(
+            {
+                "where": where,
+                "title": table["title"],
+                "paper's numbers": sum(len(r["values"]) for r in table["rows"]),
+                "ours": len(mine),
+                "how, or why not": "; ".join(dict.fromkeys(mine.how)) or table["not_measured"],
+            }
+        )
     return pd.DataFrame(rows).set_index("where")
 
 
@@ -131,6 +149,63 @@ def needle_cells(rows: pd.DataFrame) -> pd.DataFrame:
     for model, part in rows.groupby("model", sort=False):
         hit = part.hit.eq(True)
         right = hit.groupby([part.length, part.depth]).all()
-        out.append({"model": model, "right": int(right.sum()), "cells": len(right), "asked": len(part),
-                    "failed": int(part.hit.isna().sum())})
+        out.append(
+            {
+                "model": model,
+                "right": int(right.sum()),
+                "cells": len(right),
+                "asked": len(part),
+                "failed": int(part.hit.isna().sum()),
+            }
+        )
     return pd.DataFrame(out, columns=["model", "right", "cells", "asked", "failed"])
+
+
+def own_results(folder: Path | str) -> pd.DataFrame:
+    """What the notebooks of one profile wrote that lies near the paper's numbers without being one of them.
+
+    Read are ``02_padding_waste/plans_table.csv`` (simulated step times), ``summary.json`` of 06 and 08 (its numbers
+    and words; lists are left out) and the needle records ``07_needle/*.jsonl``.
+
+    Args:
+        folder: the profile's output folder.
+
+    Returns:
+        Columns notebook, what, value, file. A notebook that wrote nothing has one row, "not measured", and what to run.
+    """
+    folder, rows = Path(folder), []
+    path = folder / "02_padding_waste" / "plans_table.csv"
+    if path.is_file():
+        table = pd.read_csv(path)
+        for method, seconds in zip(table.method[1:], table.seconds[1:]):
+            what = f"speed-up over {table.method[0]}, {method} (simulated)"
+            rows.append(("02_padding_waste", what, table.seconds[0] / seconds, path.name))
+    for name in ("06_training", "08_longbench_chat"):
+        path = folder / name / "summary.json"
+        if path.is_file():
+            facts = json.loads(path.read_text(encoding="utf8"))
+            rows += [(name, what.replace("_", " "), value, path.name) for what, value in _flat(facts)]
+    for path in sorted((folder / "07_needle").glob("*.jsonl")):
+        found = [r for r in read_jsonl(path) if {"model", "length", "depth", "hit"} <= r.keys()]
+        for c in needle_cells(pd.DataFrame(found)).itertuples() if found else ():
+            rows.append(("07_needle", f"cells fully right of {c.cells}, {c.model}", c.right, path.name))
+    missing = [
+        n
+        for n in ("02_padding_waste", "06_training", "07_needle", "08_longbench_chat")
+        if n not in {r[0] for r in rows}
+    ]
+    rows += [(n, NOT_MEASURED, f"run notebook {n[:2]} for this profile first", "") for n in missing]
+    return pd.DataFrame(rows, columns=["notebook", "what", "value", "file"]).sort_values(
+        "notebook", kind="stable", ignore_index=True
+    )
+
+
+def _flat(facts: dict, before: str = "") -> list[tuple[str, float | int | str]]:
+    """Numbers and words of nested dicts as (path, value)."""
+    out = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            out += _flat(value, f"{before}{key}, ")
+        elif isinstance(value, (int, float, str)):
+            out.append((before + key, value))
+    return out

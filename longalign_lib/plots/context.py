@@ -37,14 +37,25 @@ def recipe(out=None):
     sketches = (_sketch_data, _sketch_plan, _sketch_train, _sketch_evaluate)
     for i, ((title, text, where), sketch) in enumerate(zip(STEPS, sketches)):
         x = 4 * i + 0.15
-        ax.add_patch(FancyBboxPatch((x, 2.05), 3.1, 2.3, boxstyle="round,pad=0.02,rounding_size=0.15",
-                                    facecolor="#F6F6F6", edgecolor=GREY, linewidth=0.8))
+        ax.add_patch(
+            FancyBboxPatch(
+                (x, 2.05),
+                3.1,
+                2.3,
+                boxstyle="round,pad=0.02,rounding_size=0.15",
+                facecolor="#F6F6F6",
+                edgecolor=GREY,
+                linewidth=0.8,
+            )
+        )
         sketch(ax, x + 0.3, 2.3)
         ax.text(x + 1.55, 4.6, title, ha="center", va="bottom", fontsize=12, fontweight="bold")
         ax.text(x + 1.55, 1.8, text, ha="center", va="top", fontsize=9)
         ax.text(x + 1.55, 0.45, where, ha="center", va="top", fontsize=8, color=GREY)
         if i:
-            ax.add_patch(FancyArrowPatch((x - 0.8, 3.2), (x - 0.08, 3.2), arrowstyle="-|>", mutation_scale=14, color=GREY))
+            ax.add_patch(
+                FancyArrowPatch((x - 0.8, 3.2), (x - 0.08, 3.2), arrowstyle="-|>", mutation_scale=14, color=GREY)
+            )
     return style.finish(fig, "recipe", {"steps": STEPS}, out, note="sketch, not a measurement")
 
 
@@ -98,7 +109,12 @@ def needles_and_window(frame: pd.DataFrame, window: int, out=None):
         ax.text(row.tokens + longest * 0.01, y, f"{row.tokens:,}", va="center", fontsize=9)
     ax.axvline(window, color=COLOURS[7], linestyle="--", linewidth=1)
     ax.text(window, len(frame) - 0.42, f" trained window {window:,} ", ha="right", va="center", fontsize=9)
-    ax.set(xlim=(0, longest * 1.1), ylim=(len(frame) - 0.2, -0.75), yticks=[], xlabel="prompt, tokens (diamond: the needle)")
+    ax.set(
+        xlim=(0, longest * 1.1),
+        ylim=(len(frame) - 0.2, -0.75),
+        yticks=[],
+        xlabel="prompt, tokens (diamond: the needle)",
+    )
     ax.spines["left"].set_visible(False)
     return style.finish(fig, "needles_and_window", frame, out)
 
@@ -120,9 +136,15 @@ def frequencies(frame: pd.DataFrame, window: int, longer: int, out=None):
     for tokens, text in ((window, f"trained window {window:,}"), (longer, f"wanted window {longer:,}")):
         left.axhline(tokens, color=GREY, linewidth=0.8)
         left.text(0, tokens, text, fontsize=8, color=GREY, va="bottom" if tokens == longer else "top")
-    left.set(yscale="log", xlabel="pair of dimensions i (fast to slow)", ylabel="wavelength, tokens", title="One full turn")
-    right.set(yscale="log", xlabel="pair of dimensions i (fast to slow)", ylabel="times slower than as shipped",
-              title="What each method slows")
+    left.set(
+        yscale="log", xlabel="pair of dimensions i (fast to slow)", ylabel="wavelength, tokens", title="One full turn"
+    )
+    right.set(
+        yscale="log",
+        xlabel="pair of dimensions i (fast to slow)",
+        ylabel="times slower than as shipped",
+        title="What each method slows",
+    )
     ticks = [t for t in (1, 2, 4, 10, 20, 50, 100, 200) if t <= frame.slowed.max() * 1.3]
     right.set_yticks(ticks, [f"{t}x" for t in ticks])
     right.minorticks_off()
@@ -158,9 +180,17 @@ def loss_curves(frame: pd.DataFrame, paired: pd.DataFrame, window: int, out=None
         upper.text(window, upper.get_ylim()[1], "trained window ends ", ha="right", va="top", fontsize=9, color=GREY)
     lower.axhline(0, color=METHOD_COLOURS["as shipped"], linewidth=1)
     upper.set(ylabel="loss, nats a token")
-    lower.set(xlim=(0, top * 1.22), xlabel="position in the text, tokens", ylabel="minus as shipped, nats\n(band: 2 standard errors)")
-    return style.finish(fig, "loss_by_position", pd.concat({"loss": frame, "difference": paired}, names=["what"])
-                        .reset_index(level=0), out)
+    lower.set(
+        xlim=(0, top * 1.22),
+        xlabel="position in the text, tokens",
+        ylabel="minus as shipped, nats\n(band: 2 standard errors)",
+    )
+    return style.finish(
+        fig,
+        "loss_by_position",
+        pd.concat({"loss": frame, "difference": paired}, names=["what"]).reset_index(level=0),
+        out,
+    )
 
 
 def _label_ends(ax, ends: list[tuple[float, float, str]]) -> None:
@@ -169,8 +199,15 @@ def _label_ends(ax, ends: list[tuple[float, float, str]]) -> None:
     gap, height = 0.085 * (high - low), -np.inf
     for y, x, name in sorted(ends):
         height = max(y, height + gap)
-        ax.annotate(name, (x, y), xytext=(x + 0.01 * x, height), textcoords="data", va="center", fontsize=9,
-                    color=method_colour(name))
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(x + 0.01 * x, height),
+            textcoords="data",
+            va="center",
+            fontsize=9,
+            color=method_colour(name),
+        )
     if ends and height + gap / 2 > high:
         ax.set_ylim(low, height + gap / 2)
 
@@ -189,6 +226,9 @@ def extra_loss(frame: pd.DataFrame, positions: int, out=None):
         ax.text(row.extra + 2 * row.se, at, f"  {row.extra:+.2f}", va="center", fontsize=9)
     ax.axvline(0, color=GREY, linewidth=1)
     ax.set_yticks(y, frame.method)
-    ax.set(xlabel=f"extra loss over the first {positions:,} tokens, nats a token (bar: two standard errors)",
-           ylim=(-0.6, len(frame) - 0.4), xlim=(min(0, frame.extra.min()) - 0.05, frame.extra.max() * 1.15 + 0.05))
+    ax.set(
+        xlabel=f"extra loss over the first {positions:,} tokens, nats a token (bar: two standard errors)",
+        ylim=(-0.6, len(frame) - 0.4),
+        xlim=(min(0, frame.extra.min()) - 0.05, frame.extra.max() * 1.15 + 0.05),
+    )
     return style.finish(fig, "extra_loss", frame, out)

@@ -31,7 +31,11 @@ def training_hours(frame: pd.DataFrame, out=None):
             text = f"{row.hours:g} h" + (f"\n{row.speed_up:.2f}x" if method != methods[0] else "")
             ax.text(at, row.hours + 1, text, ha="center", va="bottom", fontsize=8)
     ax.set_xticks(np.arange(len(models)), models)
-    ax.set(ylabel="hours on 8 GPUs of 80 GB", ylim=(0, frame.hours.max() * 1.15), title="Training time as published (Figure 5)")
+    ax.set(
+        ylabel="hours on 8 GPUs of 80 GB",
+        ylim=(0, frame.hours.max() * 1.15),
+        title="Training time as published (Figure 5)",
+    )
     ax.legend(loc="upper left", ncols=len(methods))
     return style.finish(fig, "paper_training_hours", frame, out, note="the paper's numbers")
 
@@ -53,6 +57,8 @@ def read_with_care(needles: pd.DataFrame, gaps: pd.DataFrame, out=None):
     left.set(xlabel="cells fully right, % (95% Wilson interval)", title="Needle grids (Figure 4)")
     right.axvline(0, color=GREY, linewidth=1)
     right.set(xlabel="rating points (95% interval, unpaired)", title="LongBench-Chat differences")
-    both = pd.concat({"needle": needles.rename(columns={"share": "value"}), "gap": gaps.rename(columns={"gap": "value"})},
-                     names=["panel"]).reset_index(level=0)
+    both = pd.concat(
+        {"needle": needles.rename(columns={"share": "value"}), "gap": gaps.rename(columns={"gap": "value"})},
+        names=["panel"],
+    ).reset_index(level=0)
     return style.finish(fig, "paper_read_with_care", both, out, note="the paper's numbers, our intervals")

@@ -36,7 +36,12 @@ RC = {
 
 @functools.cache
 def commit() -> str:
-    """Short hash of the checked-out commit, with + when files differ from it; "no git" outside a checkout."""
+    """Short hash of the checked-out commit, with + when files differ from it; "no git" outside a checkout.
+
+    ``LONGALIGN_COMMIT`` overrides it, for copies of a checkout that do not carry its history.
+    """
+    if os.environ.get("LONGALIGN_COMMIT"):
+        return os.environ["LONGALIGN_COMMIT"]
     try:
         git = functools.partial(subprocess.run, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
         head = git(["git", "rev-parse", "--short=7", "HEAD"]).stdout.strip()
@@ -96,6 +101,16 @@ def finish(fig, name: str, data: pd.DataFrame | dict, out: Path | str | None = N
             (out / f"{name}.json").write_text(text + "\n", encoding="utf8")
     plt.close(fig)
     return fig
+
+
+def plain_log(*axes) -> None:
+    """Put plain numbers (100, 200, 500, 1,000) on logarithmic axes, such as ``ax.xaxis``, in place of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis in axes:
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(value):

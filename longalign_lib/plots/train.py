@@ -29,7 +29,9 @@ def length_histogram(lengths: dict[str, np.ndarray], out: Path | None = None, na
         ax.stairs(counts, bins, color=style.COLOURS[k], label=f"{label}: {len(values):,} rows, median {np.median(values):,.0f}")
         rows += [{"data": label, "from": a, "to": b, "rows": int(c)} for a, b, c in zip(bins, bins[1:], counts)]
     ax.set(xscale="log", xlabel="tokens a row", ylabel="rows", title="How long are the rows?")
-    ax.legend(loc="best")
+    style.plain_log(ax.xaxis)
+    ax.margins(y=0.35)
+    ax.legend(loc="upper left")
     return style.finish(fig, name, pd.DataFrame(rows), out)
 
 
@@ -139,10 +141,12 @@ def weight_shares(table: pd.DataFrame, out: Path | None = None, name: str = "wei
     fig, ax = style.new("wide", height=3.3)
     order = table.sort_values("targets")
     for k, way in enumerate(ways):
-        ax.plot(order.targets, order[way], "o-", color=style.COLOURS[k], markersize=5, label=way, alpha=0.85)
+        line = "o" if "plain" in way else "o-"  # plain packing's share depends on the pack, not only on the length
+        ax.plot(order.targets, order[way], line, color=style.COLOURS[k], markersize=5, label=way, alpha=0.85)
     ax.axhline(1 / len(table), color=style.GREY, linewidth=0.8, linestyle="--")
     ax.set(xscale="log", yscale="log", xlabel="target tokens of the sequence", ylabel="share of the step's loss weight",
            title="How much does a sequence count?")  # fmt: skip
+    style.plain_log(ax.xaxis, ax.yaxis)
     ax.legend()
     return style.finish(fig, name, table, out, note="dashed: the same for every sequence")
 
@@ -184,5 +188,6 @@ def held_out_change(before: pd.DataFrame, after: pd.DataFrame, out: Path | None 
     ax.plot([low, high], [low, high], color=style.GREY, linewidth=0.8, linestyle="--")
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="loss before training",
            ylabel="loss after training", title="Held-out rows")  # fmt: skip
+    style.plain_log(ax.xaxis, ax.yaxis)
     ax.legend(fontsize=8)
     return style.finish(fig, name, both, out, note="under the line: better")

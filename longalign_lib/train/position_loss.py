@@ -44,8 +44,10 @@ def token_losses(model, token_ids, chunk: int = 256) -> np.ndarray:
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     if int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size:
-        raise ValueError(f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside the vocabulary "
-                         f"(0..{config.vocab_size - 1}): was the text encoded by this model's tokenizer?")
+        raise ValueError(
+            f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside the vocabulary "
+            f"(0..{config.vocab_size - 1}): was the text encoded by this model's tokenizer?"
+        )
     for name in _LOGIT_CHANGES:
         if getattr(config, name, None) not in (None, 0, 1, 1.0):
             raise ValueError(f"{type(model).__name__} applies {name}={getattr(config, name)} after its output layer")
@@ -82,9 +84,15 @@ def by_position(values, bucket: int) -> pd.DataFrame:
         part = values[start : start + bucket]
         part = part[~np.isnan(part)]
         n = len(part)
-        rows.append({"start": start, "end": min(start + bucket, len(values)), "tokens": n,
-                     "mean": part.mean() if n else math.nan,
-                     "se": part.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan})
+        rows.append(
+            {
+                "start": start,
+                "end": min(start + bucket, len(values)),
+                "tokens": n,
+                "mean": part.mean() if n else math.nan,
+                "se": part.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -4,14 +4,14 @@ Rotary position embedding turns pair i of a head's D dimensions by the angle t *
 
     w_i = theta ** (-2 i / D),   i = 0 .. D/2 - 1,   wavelength_i = 2 pi / w_i tokens for one full turn.
 
-A model trained on L tokens has seen every angle of the fast pairs (wavelength < L) and only the start of
-the turn of the slow ones. Position t > L shows the slow pairs angles they never saw. Three cures, one table:
+A model trained on L tokens saw every angle of the fast pairs (wavelength < L) and only the start of the turn of the
+slow ones. Position t > L shows the slow pairs angles they never saw. Three cures:
 
-    none      w_i                                     the window stays L
-    linear    w_i / s                                 position interpolation: every pair s times slower
-    base      (theta * b) ** (-2 i / D)               slow pairs slowed by nearly b, fast ones hardly; LongAlign: b = 200
-    yarn      w_i * (1 - r_i) + (w_i / s) * r_i       r_i ramps from 0 (pairs of many turns in L) to 1 (less than one turn)
-              and cos, sin times 0.1 ln(s) + 1        which sharpens attention over more keys
+    none    w_i                               the window stays L
+    linear  w_i / s                           position interpolation: every pair s times slower
+    base    (theta * b) ** (-2 i / D)         slow pairs slowed by nearly b, fast ones hardly; LongAlign: b = 200
+    yarn    w_i * (1 - r_i) + (w_i / s) * r_i    r_i ramps from 0 (many turns in L) to 1 (less than one turn);
+            and cos, sin times 0.1 ln(s) + 1     which sharpens attention over more keys
 
 s (`factor`) is the new window over the old one, b (`base_factor`) the multiplier of theta.
 
@@ -248,8 +248,10 @@ def _set_rope(config, method, factor, base_factor, beta_fast, beta_slow) -> np.n
     config = config.get_text_config()
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "rope_theta" not in rope:
-        raise ValueError(f"{type(config).__name__}.rope_parameters={rope}: no single rope_theta for all layers; "
-                         "extend such a model by its own configuration")
+        raise ValueError(
+            f"{type(config).__name__}.rope_parameters={rope}: no single rope_theta for all layers; "
+            "extend such a model by its own configuration"
+        )
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"the model's RoPE is already rescaled ({rope}): start from the model as it was trained")
 
@@ -258,15 +260,17 @@ def _set_rope(config, method, factor, base_factor, beta_fast, beta_slow) -> np.n
     factor = new / old  # exact, so that transformers' own check of the ratio agrees
     theta, partial = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    expected = inverse_frequencies(int(head_dim * partial), theta, method, factor, window=old,
-                                   base_factor=base_factor, beta_fast=beta_fast, beta_slow=beta_slow)
+    expected = inverse_frequencies(
+        int(head_dim * partial), theta, method, factor, window=old, base_factor=base_factor,
+        beta_fast=beta_fast, beta_slow=beta_slow,
+    )  # fmt: skip
     if method == "base":
         rope["rope_theta"] = theta * base_factor
     elif method == "linear":
         rope.update(rope_type="linear", factor=factor)
     else:
-        rope.update(rope_type="yarn", factor=factor, original_max_position_embeddings=old,
-                    beta_fast=float(beta_fast), beta_slow=float(beta_slow))
+        rope.update(rope_type="yarn", factor=factor, original_max_position_embeddings=old)
+        rope.update(beta_fast=float(beta_fast), beta_slow=float(beta_slow))
     config.max_position_embeddings = new
     config.rope_parameters = rope
     config.validate_rope()
@@ -278,14 +282,18 @@ def _rebuild_rotary(model: PreTrainedModel, expected: np.ndarray) -> None:
     config = model.config.get_text_config()
     found = [n for n, m in model.named_modules() if hasattr(m, "inv_freq") and hasattr(m, "rope_type")]
     if not found:
-        raise RuntimeError(f"{type(model).__name__} has no rotary module to rebuild: extend its configuration with "
-                           "extend_context(config, ...) and load the weights with from_pretrained(folder, config=...)")
+        raise RuntimeError(
+            f"{type(model).__name__} has no rotary module to rebuild: extend its configuration with "
+            "extend_context(config, ...) and load the weights with from_pretrained(folder, config=...)"
+        )
     for name in found:
         parent, _, leaf = name.rpartition(".")
         old = model.get_submodule(name)
         new = type(old)(config).to(old.inv_freq.device)
         built = new.inv_freq.double().cpu().numpy()
         if built.shape != expected.shape or not np.allclose(built, expected, rtol=1e-4):
-            raise RuntimeError(f"{name} ({type(new).__name__}) built other frequencies than {config.rope_parameters} "
-                               "means: this model changes RoPE in a way of its own")
+            raise RuntimeError(
+                f"{name} ({type(new).__name__}) built other frequencies than {config.rope_parameters} "
+                "means: this model changes RoPE in a way of its own"
+            )
         setattr(model.get_submodule(parent), leaf, new.train(old.training))

@@ -36,7 +36,14 @@ def test_ours_is_empty_until_something_is_recorded(tmp_path):
         assert len(frame) == len(table["rows"]) and set(frame.ours) == {"not measured"}
     shown = paper.overview(TABLES, ours)
     assert shown["ours"].eq(0).all() and shown["how, or why not"].str.len().gt(20).all()
-    assert shown["paper's numbers"].to_dict() == {"Table 1": 6, "Table 2": 36, "Table 3": 72, "Table 4": 10, "Figure 4": 4, "Figure 5": 18}
+    assert shown["paper's numbers"].to_dict() == {
+        "Table 1": 6,
+        "Table 2": 36,
+        "Table 3": 72,
+        "Table 4": 10,
+        "Figure 4": 4,
+        "Figure 5": 18,
+    }
 
 
 def test_a_record_shows_up_once_in_its_row_only(tmp_path):
@@ -54,14 +61,17 @@ def test_a_record_shows_up_once_in_its_row_only(tmp_path):
     assert set(paper.beside(TABLES["Table 2"], ours).ours) == {"not measured"}
 
 
-@pytest.mark.parametrize("args, message", [
-    (("Table 9", "a", "b", 1.0, "x"), "no 'Table 9'"),
-    (("Figure 5", "speedup", "packing", 1.0, "x"), r"no cell \('speedup', 'packing'\)"),
-    (("Figure 5", "speed-up", "pack", 1.0, "x"), "columns"),
-    (("Figure 5", "speed-up", "packing", math.nan, "x"), "value=nan"),
-    (("Figure 5", "speed-up", "packing", True, "x"), "value=True"),
-    (("Figure 5", "speed-up", "packing", 1.0, " "), "say how"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("Table 9", "a", "b", 1.0, "x"), "no 'Table 9'"),
+        (("Figure 5", "speedup", "packing", 1.0, "x"), r"no cell \('speedup', 'packing'\)"),
+        (("Figure 5", "speed-up", "pack", 1.0, "x"), "columns"),
+        (("Figure 5", "speed-up", "packing", math.nan, "x"), "value=nan"),
+        (("Figure 5", "speed-up", "packing", True, "x"), "value=True"),
+        (("Figure 5", "speed-up", "packing", 1.0, " "), "say how"),
+    ],
+)
 def test_bad_records_are_refused_and_nothing_is_written(tmp_path, args, message):
     with pytest.raises(ValueError, match=message):
         paper.record(tmp_path, *args)
@@ -69,11 +79,17 @@ def test_bad_records_are_refused_and_nothing_is_written(tmp_path, args, message)
 
 
 def test_a_broken_facts_file_is_named(tmp_path):
-    table = {"where": "Table 1", "title": "", "unit": "", "columns": ["a", "b"], "rows": [{"model": "", "row": "r", "values": [1]}],
-             "not_measured": ""}
+    table = {
+        "where": "Table 1",
+        "title": "",
+        "unit": "",
+        "columns": ["a", "b"],
+        "rows": [{"model": "", "row": "r", "values": [1]}],
+        "not_measured": "",
+    }
     path = tmp_path / "facts.json"
     path.write_text(json.dumps({"source": "", "tables": [table]}))
-    with pytest.raises(ValueError, match="facts.json: Table 1, row 'r' has 1 values for 2 columns"):
+    with pytest.raises(ValueError, match=r"facts\.json: Table 1, row 'r' has 1 values for 2 columns"):
         paper.load_paper(path)
     table["rows"][0]["values"] = [1, 2]
     path.write_text(json.dumps({"source": "", "tables": [table, table]}))
@@ -82,6 +98,36 @@ def test_a_broken_facts_file_is_named(tmp_path):
 
 
 def test_needle_cells_need_every_repeat_and_count_failures():
-    rows = pd.DataFrame([("a", 1000, 0, True), ("a", 1000, 0, False), ("a", 1000, 50, True), ("a", 1000, 50, True),
-                         ("b", 1000, 0, True), ("b", 2000, 0, None)], columns=["model", "length", "depth", "hit"])
+    rows = pd.DataFrame(
+        [
+            ("a", 1000, 0, True),
+            ("a", 1000, 0, False),
+            ("a", 1000, 50, True),
+            ("a", 1000, 50, True),
+            ("b", 1000, 0, True),
+            ("b", 2000, 0, None),
+        ],
+        columns=["model", "length", "depth", "hit"],
+    )
     assert paper.needle_cells(rows).values.tolist() == [["a", 1, 2, 4, 0], ["b", 1, 2, 2, 1]]
+
+
+def test_own_results_read_what_is_there_and_name_what_is_not(tmp_path):
+    empty = paper.own_results(tmp_path)
+    assert empty.what.tolist() == ["not measured"] * 4 and empty.value.str.contains("run notebook 0").all()
+    for name in ("02_padding_waste", "06_training", "07_needle"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "02_padding_waste" / "plans_table.csv").write_text("method,seconds\nnaive,30\npacked,12\n")
+    (tmp_path / "06_training" / "summary.json").write_text(
+        json.dumps({"steps": 10, "held_out": {"after": {"loss": 2.5}}, "log": [1, 2]})
+    )
+    grid = [{"model": "trained", "length": 500, "depth": d, "hit": d > 0} for d in (0, 50, 100)]
+    (tmp_path / "07_needle" / "answers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in grid))
+    shown = paper.own_results(tmp_path)
+    assert shown[["notebook", "what", "value"]].values.tolist() == [
+        ["02_padding_waste", "speed-up over naive, packed (simulated)", 2.5],
+        ["06_training", "steps", 10],
+        ["06_training", "held out, after, loss", 2.5],
+        ["07_needle", "cells fully right of 3, trained", 2],
+        ["08_longbench_chat", "not measured", "run notebook 08 for this profile first"],
+    ]

@@ -11,25 +11,51 @@ from longalign_lib.plots import context, paper
 
 def curves(last=2000):
     starts = np.arange(0, last, 500)
-    return pd.concat([pd.DataFrame({"method": m, "start": starts, "end": starts + 500, "mean": 2.0 + k + starts / 1e4, "se": 0.1})
-                      for k, m in enumerate(("as shipped", "yarn, factor 2", "linear, factor 2"))])
+    return pd.concat(
+        [
+            pd.DataFrame({"method": m, "start": starts, "end": starts + 500, "mean": 2.0 + k + starts / 1e4, "se": 0.1})
+            for k, m in enumerate(("as shipped", "yarn, factor 2", "linear, factor 2"))
+        ]
+    )
 
 
 FIGURES = {
     "recipe": lambda out: context.recipe(out),
     "needles_and_window": lambda out: context.needles_and_window(
-        pd.DataFrame({"tokens": [2000, 9000], "needle_at": [100, 900], "found": [True, False], "answer": ["yes $5", "x" * 300]}), 8192, out),
+        pd.DataFrame(
+            {"tokens": [2000, 9000], "needle_at": [100, 900], "found": [True, False], "answer": ["yes $5", "x" * 300]}
+        ),
+        8192,
+        out,
+    ),
     "rope_frequencies": lambda out: context.frequencies(
-        pd.DataFrame({"method": ["as shipped"] * 4 + ["base x10"] * 4, "pair": [0, 1, 2, 3] * 2,
-                      "wavelength": [6, 60, 600, 6000, 6, 100, 2000, 40000], "slowed": [1, 1, 1, 1, 1, 2, 4, 7]}), 500, 1000, out),
+        pd.DataFrame(
+            {
+                "method": ["as shipped"] * 4 + ["base x10"] * 4,
+                "pair": [0, 1, 2, 3] * 2,
+                "wavelength": [6, 60, 600, 6000, 6, 100, 2000, 40000],
+                "slowed": [1, 1, 1, 1, 1, 2, 4, 7],
+            }
+        ),
+        500,
+        1000,
+        out,
+    ),
     "loss_by_position": lambda out: context.loss_curves(curves(), curves().query("method != 'as shipped'"), 1000, out),
     "extra_loss": lambda out: context.extra_loss(
-        pd.DataFrame({"method": ["yarn, factor 2", "base x200"], "extra": [-0.01, 1.2], "se": [0.01, 0.1]}), 512, out),
+        pd.DataFrame({"method": ["yarn, factor 2", "base x200"], "extra": [-0.01, 1.2], "se": [0.01, 0.1]}), 512, out
+    ),
     "paper_training_hours": lambda out: paper.training_hours(
-        pd.DataFrame({"model": ["m"] * 2, "method": ["naive", "packing"], "hours": [40.0, 20.0], "speed_up": [1.0, 2.0]}), out),
+        pd.DataFrame(
+            {"model": ["m"] * 2, "method": ["naive", "packing"], "hours": [40.0, 20.0], "speed_up": [1.0, 2.0]}
+        ),
+        out,
+    ),
     "paper_read_with_care": lambda out: paper.read_with_care(
         pd.DataFrame({"label": ["0k"], "share": [82.0], "low": [73.0], "high": [88.0]}),
-        pd.DataFrame({"label": ["a"], "gap": [0.4], "low": [-0.5], "high": [1.3]}), out),
+        pd.DataFrame({"label": ["a"], "gap": [0.4], "low": [-0.5], "high": [1.3]}),
+        out,
+    ),
 }
 
 
@@ -54,6 +80,13 @@ def test_drawn_values_are_the_given_ones():
 
 
 def test_methods_have_colours_of_their_own():
-    names = ["as shipped", "yarn, factor 2", "linear, factor 2", "base x2.05 (NTK-aware)", "base x10", "base x200 (the paper)"]
+    names = [
+        "as shipped",
+        "yarn, factor 2",
+        "linear, factor 2",
+        "base x2.05 (NTK-aware)",
+        "base x10",
+        "base x200 (the paper)",
+    ]
     assert len({context.method_colour(n) for n in names}) == len(names)
     assert context.method_colour("something else") == context.GREY

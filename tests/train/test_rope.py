@@ -18,9 +18,16 @@ WINDOW = 64
 
 
 def tiny_config(**changes):
-    settings_ = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                     num_key_value_heads=2, max_position_embeddings=WINDOW,
-                     rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    settings_ = dict(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
     return LlamaConfig(**{**settings_, **changes})
 
 
@@ -37,15 +44,26 @@ def logits(model, length=80, seed=0):
 
 
 @pytest.mark.parametrize("method", ["linear", "yarn"])
-@pytest.mark.parametrize("head_dim, theta, window, factor", [
-    (64, 100_000.0, 8192, 2.0), (128, 10_000.0, 4096, 16.0), (128, 500_000.0, 8192, 3.5), (8, 100.0, 64, 2.0),
-])
+@pytest.mark.parametrize(
+    "head_dim, theta, window, factor",
+    [
+        (64, 100_000.0, 8192, 2.0),
+        (128, 10_000.0, 4096, 16.0),
+        (128, 500_000.0, 8192, 3.5),
+        (8, 100.0, 64, 2.0),
+    ],
+)
 def test_formulas_are_those_of_transformers(method, head_dim, theta, window, factor):
     parameters = {"rope_type": method, "rope_theta": theta, "factor": factor}
     if method == "yarn":
         parameters["original_max_position_embeddings"] = window
-    config = LlamaConfig(hidden_size=head_dim * 2, num_attention_heads=2, head_dim=head_dim,
-                         max_position_embeddings=int(window * factor), rope_parameters=parameters)
+    config = LlamaConfig(
+        hidden_size=head_dim * 2,
+        num_attention_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=int(window * factor),
+        rope_parameters=parameters,
+    )
     theirs, scale = ROPE_INIT_FUNCTIONS[method](config)
     ours = rope.inverse_frequencies(head_dim, theta, method, factor, window=window)
     np.testing.assert_allclose(ours, theirs.double().numpy(), rtol=2e-5)
@@ -81,8 +99,13 @@ def test_yarn_keeps_fast_pairs_and_interpolates_slow_ones():
 
 
 @settings(max_examples=60, deadline=None)
-@given(half=st.integers(2, 64), theta=st.floats(50, 1e7), factor=st.floats(1, 64), window=st.integers(256, 131_072),
-       method=st.sampled_from(rope.METHODS))
+@given(
+    half=st.integers(2, 64),
+    theta=st.floats(50, 1e7),
+    factor=st.floats(1, 64),
+    window=st.integers(256, 131_072),
+    method=st.sampled_from(rope.METHODS),
+)
 def test_frequencies_fall_and_never_exceed_the_plain_ones(half, theta, factor, window, method):
     w = rope.inverse_frequencies(2 * half, theta, method, factor, window=window)
     assert w.shape == (half,) and np.all(np.diff(w) < 0) and np.all(w > 0)
@@ -93,14 +116,22 @@ def test_frequencies_fall_and_never_exceed_the_plain_ones(half, theta, factor, w
 @given(half=st.integers(2, 64), theta=st.floats(50, 1e7), factor=st.floats(1.01, 64))
 def test_ntk_base_slows_the_slowest_pair_by_the_factor(half, theta, factor):
     b = rope.ntk_base_factor(factor, 2 * half)
-    slow = rope.inverse_frequencies(2 * half, theta)[-1] / rope.inverse_frequencies(2 * half, theta, "base", base_factor=b)[-1]
+    slow = (
+        rope.inverse_frequencies(2 * half, theta)[-1]
+        / rope.inverse_frequencies(2 * half, theta, "base", base_factor=b)[-1]
+    )
     assert slow == pytest.approx(factor)
 
 
 def test_unseen_angles_by_brute_force():
     window, longer = 256, 512
     plain = rope.inverse_frequencies(16, 10_000.0)
-    for method, kwargs in (("none", {}), ("linear", {"factor": 2.0}), ("base", {"base_factor": 2.0}), ("base", {"base_factor": 50.0})):
+    for method, kwargs in (
+        ("none", {}),
+        ("linear", {"factor": 2.0}),
+        ("base", {"base_factor": 2.0}),
+        ("base", {"base_factor": 50.0}),
+    ):
         new = rope.inverse_frequencies(16, 10_000.0, method, **kwargs)
         expected = []
         for w, v in zip(plain, new):
@@ -118,8 +149,9 @@ def test_none_leaves_logits_identical_and_is_another_object(tiny):
     assert same.config.max_position_embeddings == WINDOW
 
 
-@pytest.mark.parametrize("method, kwargs, theta", [
-    ("linear", {}, 100.0), ("yarn", {}, 100.0), ("base", {"base_factor": 10.0}, 1000.0)])
+@pytest.mark.parametrize(
+    "method, kwargs, theta", [("linear", {}, 100.0), ("yarn", {}, 100.0), ("base", {"base_factor": 10.0}, 1000.0)]
+)
 def test_rebuilt_model_equals_one_built_from_the_extended_config(tiny, method, kwargs, theta):
     before, plain_config = logits(tiny), copy.deepcopy(tiny.config.to_dict())
     longer = rope.extend_context(tiny, method, 2.0, **kwargs)
@@ -172,9 +204,16 @@ def test_bf16_model_keeps_float32_frequencies(tiny):
 
 def test_other_architecture():
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=WINDOW,
-                         rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    config = Qwen2Config(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
     model = Qwen2ForCausalLM(config).eval()
     longer = rope.extend_context(model, "yarn", 2.0)
     assert (logits(longer) - logits(model)).abs().max() > 1e-3
@@ -212,14 +251,17 @@ def test_batch_dependent_methods_are_refused_with_the_reason(tiny, kind):
     assert (alone - beside).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("args, message", [
-    (("ntk", 2.0), "'ntk' is not known: use one of none, linear, base, yarn"),
-    (("none", 2.0), "factor=2.0 with method 'none'"),
-    (("yarn", None), "factor=None with method 'yarn'"),
-    (("yarn", 1.0), "above 1"),
-    (("linear", 0.5), "above 1"),
-    (("yarn", float("nan")), "above 1"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("ntk", 2.0), "'ntk' is not known: use one of none, linear, base, yarn"),
+        (("none", 2.0), "factor=2.0 with method 'none'"),
+        (("yarn", None), "factor=None with method 'yarn'"),
+        (("yarn", 1.0), "above 1"),
+        (("linear", 0.5), "above 1"),
+        (("yarn", float("nan")), "above 1"),
+    ],
+)
 def test_bad_arguments_name_the_offender(tiny, args, message):
     with pytest.raises(ValueError, match=message):
         rope.extend_context(tiny, *args)

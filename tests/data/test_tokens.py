@@ -1,0 +1,217 @@
+"""Chat to tokens: ids as transformers renders them, labels on the assistant alone, nothing lost from the store."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longalign_lib.data.tokens import TokenStore, encode_chat
+
+
+def chat(*turns: str, system: str | None = None) -> list[dict]:
+    roles = ("user", "assistant")
+    head = [{"role": "system", "content": system}] if system is not None else []
+    return head + [{"role": roles[i % 2], "content": t} for i, t in enumerate(turns)]
+
+
+def sample(question: str, answer: str, **more) -> dict:
+    return {"messages": chat(question, answer), **more}
+
+
+def targets_text(tokenizer, ids, labels) -> str:
+    assert ((labels == -100) | (labels == ids)).all()
+    return tokenizer.decode(ids[labels != -100])
+
+
+def test_one_turn(tokenizer):
+    ids, labels = encode_chat(tokenizer, chat("Hi", "Hello!"))
+    assert ids.dtype == labels.dtype == np.int32 and ids.shape == labels.shape
+    assert ids.tolist() == tokenizer.apply_chat_template(chat("Hi", "Hello!"))["input_ids"]
+    assert targets_text(tokenizer, ids, labels) == "Hello!<|im_end|>"
+    assert labels[-1] == -100 and tokenizer.decode([ids[-1]]) == "\n"  # the template's line end is no target
+
+
+text = st.text(alphabet=st.sampled_from("ab .\n\t你好é🙂<|>_im"), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(text, text), min_size=1, max_size=3), st.none() | text)
+def test_any_conversation_has_exactly_its_answers_as_targets(tokenizer, pairs, system):
+    messages = chat(*(t for pair in pairs for t in pair), system=system)
+    ids, labels = encode_chat(tokenizer, messages)
+    assert ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
+    expected = "".join(answer + "<|im_end|>" for _, answer in pairs if answer.strip())
+    assert targets_text(tokenizer, ids, labels) == expected
+
+
+def test_empty_answers_are_masked_and_others_are_not(tokenizer):
+    ids, labels = encode_chat(tokenizer, chat("a", "", "b", "  \n", "c", "yes"))
+    assert targets_text(tokenizer, ids, labels) == "yes<|im_end|>"
+
+
+def test_token_id_0_is_an_ordinary_token(tokenizer):
+    zero = tokenizer.decode([0])
+    ids, labels = encode_chat(tokenizer, chat(f"what is {zero}?", f"it is {zero} indeed"))
+    assert (ids == 0).sum() == 2 and (labels == 0).sum() == 1
+    assert targets_text(tokenizer, ids, labels) == f"it is {zero} indeed<|im_end|>"
+    store, _ = TokenStore.build([sample(f"{zero} a", zero)], tokenizer, 100)
+    assert (store[0][0] == 0).sum() == 2 and (store[0][1] == 0).sum() == 1
+
+
+def test_right_truncation(tokenizer):
+    whole, labels = encode_chat(tokenizer, chat("question", "a long answer"))
+    ids, cut = encode_chat(tokenizer, chat("question", "a long answer"), max_length=len(whole) - 4)
+    assert ids.tolist() == whole[:-4].tolist() and cut.tolist() == labels[:-4].tolist()
+
+
+GENERATION = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_templates_own_assistant_mask_agrees_or_is_refused(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = GENERATION
+    messages = chat("q one", "answer one", "q two", "answer two")
+    ids, labels = encode_chat(own, messages)
+    mask = own.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"]
+    assert (labels != -100).tolist() == [bool(m) for m in mask] and sum(mask) > 4
+    # the mark set around the wrong role
+    own.chat_template = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'user' %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{% else %}{{ message['content'] }}{% endif %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match="assistant mask and the prefix difference disagree on"):
+        encode_chat(own, messages)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ messages|length }}" + tokenizer.chat_template
+    with pytest.raises(ValueError, match="turn 1 differently once later turns follow"):
+        encode_chat(own, chat("a", "b", "c", "d"))
+
+
+def test_a_template_without_an_end_token_keeps_the_whole_turn(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    ids, labels = encode_chat(own, chat("a", "bee"))
+    # " bee" is one token with the prompt's space, so it straddles the turn's start and only the line end is left
+    assert tokenizer.decode(ids) == "user: a\nassistant: bee\n"
+    assert targets_text(own, ids, labels) in ("bee\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        (None, "non-empty list"),
+        ([], "non-empty list"),
+        (["hi"], "role None; accepted"),
+        ([{"role": "human", "content": "x"}], "role 'human'; accepted: system, user, assistant"),
+        ([{"role": "user", "content": None}], "content of type NoneType"),
+        (chat("only a question"), "no assistant turn"),
+        ([{"role": "assistant", "content": "x"}], "first turn after the system message must be the user's"),
+    ],
+)
+def test_a_broken_conversation_is_named_and_kept_out_of_the_store_with_a_reason(tokenizer, messages, says):
+    with pytest.raises(ValueError, match=says):
+        encode_chat(tokenizer, messages)
+    store, report = TokenStore.build([{"messages": messages}, sample("q", "a")], tokenizer, 99)
+    assert len(store) == 1 and store.meta[0]["row"] == 1 and report["left_out"] == 1
+    assert says in report["rows"][0]["reason"]
+
+
+def test_a_tokenizer_without_template_is_named(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template; use an instruction-tuned"):
+        encode_chat(own, chat("a", "b"))
+
+
+# -------------------------------------------------------------------------------------------------------------- store
+@pytest.fixture(scope="module")
+def rows():
+    return [
+        sample("Hi", "Hello!", task="t0"),
+        sample("word " * 50, "short", task="t1"),
+        sample("Hi", "many words " * 40, task="t2"),
+        sample("Say nothing", "", task="t3"),
+    ]
+
+
+def test_the_store_holds_what_encode_gives_and_reads_back(tokenizer, rows, tmp_path):
+    built, report = TokenStore.build(rows, tokenizer, 1000)
+    kept = [0, 1, 2]
+    assert [m["row"] for m in built.meta] == kept and [m["task"] for m in built.meta] == ["t0", "t1", "t2"]
+    assert (report["samples"], report["kept"], report["left_out"], report["empty_answers"]) == (4, 3, 1, 1)
+    assert "no target token" in report["rows"][3]["reason"]
+    for store in (built, TokenStore.load(built.save(tmp_path / "store"))):
+        assert len(store) == 3 and store.input_ids.dtype == np.int32 and store.labels_mask.dtype == bool
+        for i, row in enumerate(kept):
+            ids, labels = encode_chat(tokenizer, rows[row]["messages"])
+            assert (store[i][0] == ids).all() and (store[i][1] == labels).all()
+            assert store.lengths[i] == len(ids) and store.targets[i] == (labels[1:] != -100).sum() > 0
+        assert store.meta == built.meta and "messages" not in store.meta[0]
+        assert (store[-1][0] == store[2][0]).all() and len(list(store)) == 3
+        with pytest.raises(IndexError, match="row 3 of a store of 3"):
+            store[3]
+    disk = sum(f.stat().st_size for f in (tmp_path / "store").glob("[il]*.npy"))
+    assert disk == 5 * built.lengths.sum() + 2 * 128  # 5 bytes a token and two headers
+
+
+def test_a_target_at_position_0_is_not_counted():
+    store = TokenStore(np.arange(5, dtype=np.int32), np.array([1, 1, 0, 1, 1], bool), np.array([0, 3, 5]), [{}, {}])
+    assert store.targets.tolist() == [1, 1]
+
+
+def test_every_fate_of_an_over_long_row(tokenizer, rows):
+    lengths = [len(encode_chat(tokenizer, r["messages"])[0]) for r in rows]
+    limit = 60
+    assert lengths[0] < limit < min(lengths[1:3])
+    store, report = TokenStore.build(rows, tokenizer, limit)
+    assert [r["fate"] for r in report["rows"]] == ["kept", "left_out", "truncated", "left_out"]
+    assert f"no target token in its first 60 tokens ({lengths[1]} in all)" in report["rows"][1]["reason"]
+    assert store.lengths.tolist() == [lengths[0], limit] and report["tokens_cut"] == lengths[2] - limit
+    assert report["kept"] + report["truncated"] + report["left_out"] == report["samples"] == 4
+
+    store, report = TokenStore.build(rows, tokenizer, limit, over_long="drop")
+    assert [r["fate"] for r in report["rows"]] == ["kept", "left_out", "left_out", "left_out"]
+    assert "more than max_length 60" in report["rows"][2]["reason"] and report["tokens_cut"] == 0
+
+    with pytest.raises(ValueError, match="sample 1 .*tokens are more than max_length 60; raise max_length"):
+        TokenStore.build(rows, tokenizer, limit, over_long="error")
+    with pytest.raises(ValueError, match="'split'; accepted: truncate, drop, error"):
+        TokenStore.build(rows, tokenizer, limit, over_long="split")
+
+
+def test_a_row_of_exactly_the_limit_is_kept_whole(tokenizer, rows):
+    exact = len(encode_chat(tokenizer, rows[0]["messages"])[0])
+    store, report = TokenStore.build(rows[:1], tokenizer, exact)
+    assert report["kept"] == 1 and store.lengths.tolist() == [exact]
+
+
+def test_nothing_usable_is_an_error_and_nothing_given_is_an_empty_store(tokenizer, rows, tmp_path):
+    with pytest.raises(ValueError, match="none of 1 samples could be used; the first: no target"):
+        TokenStore.build(rows[3:], tokenizer, 100)
+    store, report = TokenStore.build([], tokenizer, 100)
+    assert len(store) == 0 and report["samples"] == 0 and len(TokenStore.load(store.save(tmp_path))) == 0
+
+
+def test_a_store_that_is_missing_or_torn_is_named(tokenizer, rows, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no complete token store here"):
+        TokenStore.load(tmp_path)
+    TokenStore.build(rows, tokenizer, 1000)[0].save(tmp_path)
+    np.save(tmp_path / "input_ids.npy", np.arange(3, dtype=np.int32))
+    with pytest.raises(ValueError, match="parts disagree .*build the store again"):
+        TokenStore.load(tmp_path)
