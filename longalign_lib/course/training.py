@@ -31,7 +31,7 @@ def settings(profile: str, seed: int) -> dict:
         "capacity": pick(profile, ci=2048, laptop=2048, gpu=16_384, paper=65_536),
         "packs_per_step": pick(profile, ci=2, laptop=4, gpu=8, paper=8),
         "epochs": pick(profile, ci=1, laptop=1, gpu=1, paper=2),
-        "long_samples": pick(profile, ci=76, laptop=300, gpu=1200, paper=10_000),
+        "long_samples": pick(profile, ci=76, laptop=300, gpu=800, paper=10_000),
         "long_tokens": pick(profile, ci=700, laptop=1500, gpu=15_500, paper=65_536),
         "held_out": pick(profile, ci=16, laptop=40, gpu=100, paper=200),
         "learning_rate": pick(profile, ci=5e-5, laptop=5e-5, gpu=5e-5, paper=2e-5),

@@ -260,18 +260,20 @@ def run_grid(
         key = hashlib.sha256(json.dumps([identity, name, prompt.prompt_hash, max_new_tokens]).encode()).hexdigest()[:24]
         row = known.get(key)
         if row is None:
-            row = {"key": key, "model": name, "fingerprint": identity, "prompt_hash": prompt.prompt_hash} | _cell(prompt)
+            row = {"key": key, "model": name, "fingerprint": identity, "prompt_hash": prompt.prompt_hash}
+            row |= _cell(prompt) | {"repeat": repeat}
             row |= _ask(greedy, prompt, max_new_tokens) | {"beyond_window": prompt.tokens + max_new_tokens > window}
             if out is not None:
                 append_jsonl(out, row)
-        rows.append(row | {"repeat": repeat, "length": prompt.length, "depth": prompt.depth})
+        rows.append(row | _cell(prompt) | {"repeat": repeat})  # as asked for now: a known prompt may have come from another grid
     return pd.DataFrame(rows)
 
 
 def _cell(prompt: NeedlePrompt) -> dict:
     """The record of a prompt, before it is answered."""
     needle = {"needle": prompt.needle.text, "question": prompt.needle.question, "parts": list(prompt.needle.parts)}
-    return {"tokens": prompt.tokens, "depth_achieved": round(prompt.depth_achieved, 2)} | needle
+    where = {"length": prompt.length, "depth": prompt.depth, "depth_achieved": round(prompt.depth_achieved, 2)}
+    return where | {"tokens": prompt.tokens} | needle
 
 
 def _ask(greedy: Greedy, prompt: NeedlePrompt, max_new_tokens: int) -> dict:
