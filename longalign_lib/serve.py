@@ -71,7 +71,7 @@ def serve_local(
         base_url for ChatClient; pass `model=model_dir` there, or the folder's name.
 
     Raises:
-        FileNotFoundError: no model in that folder. ServerError: the server ended or did not answer; with its last lines.
+        FileNotFoundError: no model in that folder. ServerError: the server ended or did not answer.
     """
     model_dir = Path(model_dir)
     if not (model_dir / "config.json").is_file():

@@ -112,7 +112,7 @@ def test_a_passing_fault_is_tried_again_and_a_lasting_one_is_an_error_and_not_ca
 
     server.steps = [fault] * 3
     fresh = client(server, cache=tmp_path / "other.jsonl", max_retries=2)
-    with pytest.raises(ChatError, match="127.0.0.1 .* in 3 tries"):
+    with pytest.raises(ChatError, match=r"127\.0\.0\.1 .* in 3 tries"):
         fresh.chat(ASK)
     assert fresh.usage["failed"] == 1 and not (tmp_path / "other.jsonl").exists()
     assert fresh.chat(ASK).cached is False  # the failure left nothing behind: the next call asks
@@ -130,13 +130,13 @@ def test_retry_after_is_waited_for_and_a_long_one_ends_the_tries(server):
 
 def test_time_out(server):
     server.steps = [{"sleep": 1.0}] * 2
-    with pytest.raises(ChatError, match="no answer within 0.2 s"):
+    with pytest.raises(ChatError, match=r"no answer within 0\.2 s"):
         client(server, timeout=0.2, max_retries=1).chat(ASK)
 
 
 def test_a_refused_request_is_not_tried_again(server):
     server.steps = [{"status": 400, "body": b'{"error": {"message": "context too long"}}'}]
-    with pytest.raises(ChatError, match="in 1 tries: HTTP 400.*context too long"):
+    with pytest.raises(ChatError, match=r"in 1 tries: HTTP 400.*context too long"):
         client(server).chat(ASK)
     assert len(server.requests) == 1
 

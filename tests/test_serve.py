@@ -14,8 +14,9 @@ from longalign_lib.serve import ServerError, serve_local
 
 ASK = [{"role": "user", "content": "Where is the key?"}]
 
+
 def test_serve_local_names_a_folder_without_a_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         with serve_local(tmp_path):
             pass
 
@@ -43,7 +44,7 @@ def test_serve_local_answers_and_leaves_no_process(tmp_path, tokenizer):
 def test_serve_local_reports_why_a_server_did_not_start(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr("longalign_lib.serve._LAUNCH", "raise SystemExit('no weights in this folder')")
-    with pytest.raises(ServerError, match="(?s)ended with status 1.*Its last lines:\nno weights in this folder"):
+    with pytest.raises(ServerError, match=r"(?s)ended with status 1.*Its last lines:\nno weights in this folder"):
         with serve_local(tmp_path, device="cpu", dtype="float32"):
             pass
 

@@ -96,9 +96,7 @@ def read_samples(folder: str | Path | None = None) -> tuple[list[Document], list
     return _accept(documents, rejected)
 
 
-def read_folder(
-    path: str | Path, source: str = "local", language: str = "en"
-) -> tuple[list[Document], list[dict]]:
+def read_folder(path: str | Path, source: str = "local", language: str = "en") -> tuple[list[Document], list[dict]]:
     """Your own texts: every .txt, .md, .py and .jsonl file under a folder (a .jsonl line needs a "text" field).
 
     Args:
@@ -291,4 +289,3 @@ def join(documents: Sequence[Document], id: str | None = None, separator: str = 
     name = id if id is not None else "+".join(d.id for d in documents)
     title = documents[0].title if len(documents) == 1 else ""
     return Document(name, separator.join(texts), common("source"), common("language"), title, common("licence"))
-

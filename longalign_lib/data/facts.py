@@ -171,7 +171,10 @@ SEVERAL = {
     "en": {
         "list": ("List the {p} that the text gives for: {keys}.", "; "),
         "order": ("The text gives {p} for {keys}. Name these in the order in which the text mentions them.", ", "),
-        "count": ("For how many of these does the text give {p}: {keys}?", "The text gives {p} for {n} of them: {keys}."),
+        "count": (
+            "For how many of these does the text give {p}: {keys}?",
+            "The text gives {p} for {n} of them: {keys}.",
+        ),
     },
     "zh": {
         "list": ("请列出上文给出的{p}：{keys}。", "；"),

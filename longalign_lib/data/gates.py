@@ -39,8 +39,8 @@ _STOP = frozenset(
     "about above according after again also although among another answer because been before being between both but "
     "called cannot could does document during each either every following from given have having here into "
     "itself just like made make many might more most much must need only other over passage question same several "
-    "shall should since some such text than that their them then there therefore these they this those through thus under "
-    "until upon used using very what when where whether which while will with within without would your".split()
+    "shall should since some such text than that their them then there therefore these they this those through thus "
+    "under until upon used using very what when where whether which while will with within without would your".split()
 )
 
 
@@ -55,10 +55,11 @@ def check_question(question: str, language: str, earlier: Collection[str] = ()) 
     text = question.strip()
     if not text:
         return "empty: no text"
-    if (size := _size(text, language)) < 4:
-        return f"too short: {size} {'characters' if language == 'zh' else 'words'}, at least 4 wanted"
-    if language_of(text) != language:
+    if re.search(r"[^\W\d_]", text) and language_of(text) != language:
         return f"wrong language: {language_of(text)}, the document is {language}"
+    size, least, unit = _size(text, language), *((4, "characters") if language == "zh" else (3, "words"))
+    if size < least:
+        return f"too short: {size} {unit}, at least {least} wanted"
     if _normal(text) in {_normal(q) for q in earlier}:
         return "duplicate: the same question again"
     if not _ASKS.search(text):

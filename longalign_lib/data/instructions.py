@@ -48,8 +48,8 @@ TASK_PROMPTS: dict[str, dict[str, str]] = {
 }
 ASK_QUESTIONS = {
     "en": (
-        "Read this text.\n\n{document}\n\n(End of the text.)\n\nWrite five different questions about this text, from its "
-        "beginning to its end. {task} Answer with a numbered list of questions, 1 to 5."
+        "Read this text.\n\n{document}\n\n(End of the text.)\n\nWrite five different questions about this text, from "
+        "its beginning to its end. {task} Answer with a numbered list of questions, 1 to 5."
     ),
     "zh": (
         "请阅读下面的文章。\n\n{document}\n\n（文章结束。）\n\n请针对这篇文章，从开头到结尾，提出五个不同的问题。{task}"
@@ -106,7 +106,7 @@ def parse_questions(text: str) -> list[str]:
             open_item = bool(items) and not items[-1] and not line.strip()
         elif open_item:
             items[-1] = f"{items[-1]} {line.strip()}".strip()
-    cleaned = (re.sub(r"\*\*|__|`", "", item).strip(" *_\"“”") for item in items)
+    cleaned = (re.sub(r"\*\*|__|`", "", item).strip(' *_"“”') for item in items)
     return [item for item in cleaned if item]
 
 
@@ -135,6 +135,7 @@ def build_instructions(
     temperature: float = 0.7,
     answer_temperature: float = 0.0,
     min_overlap: float = 0.5,
+    progress: bool = True,
 ) -> Built:
     """Build one sample for each document; see the module's text.
 
@@ -148,7 +149,7 @@ def build_instructions(
         tasks: the task types to draw from.
         question_tokens, answer_tokens: the longest list of questions and the longest answer.
         temperature, answer_temperature: questions are to differ, answers to be the likeliest.
-        min_overlap: see `gates.check_answer`.
+        min_overlap: see `gates.check_answer`. progress: show a bar.
 
     Raises:
         ChatError: the endpoint failed three documents in a row.
@@ -160,7 +161,7 @@ def build_instructions(
     done = {record["document_id"] for record in built.samples + built.rejected}
     limits = ((question_tokens, temperature), (answer_tokens, answer_temperature))
     in_a_row = 0
-    for document in tqdm(documents, desc="self-instruct", leave=False, mininterval=1.0):
+    for document in tqdm(documents, desc="self-instruct", leave=False, delay=2, disable=not progress):
         if document.id in done:
             continue
         try:

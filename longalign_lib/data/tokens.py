@@ -2,9 +2,9 @@
 
 Labels. A conversation is rendered by the tokenizer's own chat template. An assistant turn is what the rendering up to
 and including the turn has beyond the rendering of the turns before it followed by the generation prompt (prefix
-difference, on characters); a token is a target when it lies inside such a span. The turn's end token (`<|im_end|>`) is
-a target, as the model must learn to stop; white space that the template puts behind it is not. Where the template
-marks assistant turns itself (`{% generation %}`), both ways are compared and a disagreement is an error.
+difference, on characters); a token is a target when it lies wholly inside such a span. The turn's end token
+(`<|im_end|>`) is a target, as the model must learn to stop; white space that the template puts behind it is not. Where
+the template marks assistant turns itself (`{% generation %}`), both ways are compared and a disagreement is an error.
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello!<|im_end|>\\n
     -100 ............................................ -100 Hello ! <|im_end|> -100
@@ -179,7 +179,7 @@ class TokenStore:
 
     @staticmethod
     def build(
-        samples: Iterable[dict], tokenizer, max_length: int, over_long: str = "truncate"
+        samples: Iterable[dict], tokenizer, max_length: int, over_long: str = "truncate", progress: bool = True
     ) -> tuple[TokenStore, dict]:
         """Encode samples; nothing is lost without a line in the report.
 
@@ -190,6 +190,7 @@ class TokenStore:
             over_long: "truncate" from the right (the paper), "drop", or "error". A question about a long document
                 stands at the end of its row, so truncation often takes the whole answer: such a row has no target
                 left and is left out, with that reason.
+            progress: show a bar when it takes longer than two seconds.
 
         Returns:
             (store, report). report: counts "samples", "kept", "truncated", "left_out", "tokens_cut",
@@ -202,7 +203,7 @@ class TokenStore:
             raise ValueError(f"over_long is {over_long!r}; accepted: {', '.join(OVER_LONG)}")
         pieces, masks, meta, rows = [], [], [], []
         empty = cut = 0
-        for row, sample in enumerate(tqdm(samples, desc="encode", leave=False, mininterval=1.0)):
+        for row, sample in enumerate(tqdm(samples, desc="encode", leave=False, delay=2, disable=not progress)):
             fate, reason, ids = "kept", "", np.empty(0, np.int32)
             try:
                 ids, labels = encode_chat(tokenizer, sample.get("messages"))

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from longalign_lib.data.documents import Document
 from longalign_lib.data.facts import FAMILIES, HOP_PEOPLE, HOP_PLACES, HOPS, SEVERAL
-from longalign_lib.data.text import language_of, sentence_ends, token_ids
+from longalign_lib.data.text import language_of, sentence_ends
 from longalign_lib.data.tokens import encode_chat
 
 KINDS = ("retrieve", "list", "order", "count", "hop")
@@ -54,6 +54,7 @@ def retrieval_samples(
     min_tokens: int = 256,
     kinds: Sequence[str] = ("retrieve",),
     max_facts: int = 3,
+    progress: bool = True,
 ) -> list[dict]:
     """Build n verifiable samples over real documents.
 
@@ -66,6 +67,7 @@ def retrieval_samples(
         seed: of this call's own generator.
         kinds: drawn uniformly from these; see the module's text.
         max_facts: a "retrieve" sample holds 1 to max_facts facts of which one is asked for.
+        progress: show a bar when it takes longer than two seconds.
 
     Returns:
         n samples: {"messages", "length" (tokens), "source", "task" ("verifiable:<kind>"), "language", "document_id",
@@ -84,7 +86,7 @@ def retrieval_samples(
     rng = np.random.default_rng(seed)
     pool = _Pool(documents, tokenizer)
     samples = []
-    for i in tqdm(range(n), desc="verifiable", leave=False, mininterval=1.0):
+    for _ in tqdm(range(n), desc="verifiable", leave=False, delay=2, disable=not progress):
         kind = str(rng.choice(list(kinds)))
         samples.append(_sample(pool, kind, min_tokens, max_tokens, max_facts, rng))
     return samples
@@ -192,9 +194,8 @@ class _Pool:
             self.ends.append(ends)
             self.counts.append(np.array([len(x) for x in ids], dtype=np.int64))
 
-    def body(self, budget: int, rng: np.random.Generator) -> tuple[str, str, list[Document]]:
-        """A text of about `budget` tokens, at most so by the sentences' own counts: (text, language, documents)."""
-        first = int(rng.integers(len(self.documents)))
+    def body(self, first: int, budget: int, rng: np.random.Generator) -> tuple[str, str, list[Document]]:
+        """A text of `budget` tokens or a sentence less, from document `first` on: (text, language, documents)."""
         language = self.language[first]
         others = [i for i in range(len(self.documents)) if self.language[i] == language and i != first]
         texts, used = [], []
@@ -217,9 +218,10 @@ class _Pool:
 def _sample(pool: _Pool, kind: str, low: int, high: int, max_facts: int, rng: np.random.Generator) -> dict:
     """One sample of low to high tokens, its wanted length drawn uniformly between them."""
     for attempt in range(60):
-        if attempt % 6 == 0:  # a fresh length; the five attempts behind it correct its room
-            target = room = int(rng.integers(low, high + 1))
-        text, language, used = pool.body(max(24, room), rng)
+        if attempt % 6 == 0:  # another document and length; the five attempts behind this one correct its room
+            first, target = int(rng.integers(len(pool.documents))), int(rng.integers(low, high + 1))
+            room = target
+        text, language, used = pool.body(first, max(24, room), rng)
         if not text:  # the next sentence there is longer than the room: draw another place
             continue
         item = make_item(kind, language, text, rng, max_facts)

@@ -1,7 +1,8 @@
 """Cut text to a number of tokens without leaving text: search for a position in characters, count in tokens.
 
-Cutting token ids and decoding them would break characters that span tokens and depend on how a tokenizer decodes. Here a
-cut is a slice of the original text. Counts grow with the slice but for a token at the seam. Cost: about ten tokenisations.
+Cutting token ids and decoding them would break characters that span tokens and depend on how a tokenizer decodes.
+Here a cut is a slice of the original text. Counts grow with the slice but for a token at the seam. Cost: about ten
+tokenisations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def largest(count: Callable[[int], int], limit: int, low: int, high: int) -> int
     if above <= limit:
         return high
     while high - low > 1:
-        guess = low + (high - low) // 2 if halve else low + round((high - low) * (limit - below) / max(1, above - below))
+        guess = (
+            low + (high - low) // 2 if halve else low + round((high - low) * (limit - below) / max(1, above - below))
+        )
         guess, halve = min(max(guess, low + 1), high - 1), not halve
         if (n := count(guess)) <= limit:
             low, below = guess, n

@@ -42,7 +42,7 @@ def window_of(model) -> int:
 
 
 def fingerprint(model) -> str:
-    """16 hex digits that tell weights and configuration apart, from 64 values of every parameter (not from its name)."""
+    """16 hex digits that tell weights and configuration apart, from 64 values of every parameter, not from a name."""
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
@@ -54,7 +54,7 @@ def fingerprint(model) -> str:
 
 @contextlib.contextmanager
 def _one_thread(device: torch.device):
-    """On a CPU, one thread for writing token by token: more hardly help, and one that waits for a busy core holds up all."""
+    """On a CPU, one thread to write token by token: more hardly help, and one that waits for a busy core stops all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if device.type == "cpu" else threads)
     try:

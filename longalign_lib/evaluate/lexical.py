@@ -1,8 +1,9 @@
 """Word overlap with a reference: what can be scored without any model. Not a judge, and labelled so everywhere.
 
-ROUGE-L F1 (longest common subsequence, Lin 2004, by the rouge_score package) and bag-of-words F1, both 0-100. English is
-split into words, Chinese into characters: rouge_score's own tokenizer keeps ASCII only and would call every Chinese answer
-empty. What overlap cannot see: a right answer in other words scores low, a wrong one in the reference's words scores high.
+ROUGE-L F1 (longest common subsequence, Lin 2004, by the rouge_score package) and bag-of-words F1, both 0-100. English
+is split into words, Chinese into characters: rouge_score's own tokenizer keeps ASCII only and would call every Chinese
+answer empty. What overlap cannot see: a right answer in other words scores low, a wrong one in the reference's words
+scores high.
 Cost: rouge_score's table is len(answer) x len(reference) steps of Python.
 """
 
@@ -13,8 +14,6 @@ from collections import Counter
 from rouge_score.rouge_scorer import RougeScorer
 
 from longalign_lib.evaluate.needles import normalise
-
-LABEL = "lexical overlap (no judge)"
 
 
 class _Words:

@@ -1,9 +1,10 @@
 """LongBench-Chat: real questions about long documents, answered by a model and kept one by one.
 
 An item is a question about one document with an expert's reference and rated example answers (for the judge). The model
-gets document and question as one user message; a document that does not fit the window loses its **middle**, as in the
-paper (section 4.1), and how much was lost is recorded. Answers come from a model in process or from any chat endpoint, and
-each is appended to a JSONL file under a hash of model and prompt, so that a run that was cut off continues.
+gets document and question as one user message; a document that does not fit the window loses its **middle**, as in
+the paper (section 4.1), and how much was lost is recorded. Answers come from a model in process or from any chat
+endpoint, and each is appended to a JSONL file under a hash of model and prompt, so that a run that was cut off
+continues.
 Cost: one forward pass over each prompt and the tokens of each answer.
 """
 
@@ -61,7 +62,7 @@ def read_items(folder: str | Path | None = None) -> list[Item]:
         folder: None means data_samples/longbench_chat of this repository.
 
     Raises:
-        ValueError: a record without one of the fields, a score that is no number, or an id seen twice; names file and id.
+        ValueError: a record without one of the fields, a score that is no number, an id seen twice; names file and id.
         FileNotFoundError: nothing there.
     """
     folder = Path(folder) if folder is not None else SAMPLES
@@ -78,12 +79,20 @@ def read_items(folder: str | Path | None = None) -> list[Item]:
             if empty or not isinstance(answers, list):
                 raise ValueError(f"{where}: {', '.join(empty) or 'answers'} missing or of the wrong type")
             for a in answers:
-                if not isinstance(a, dict) or not isinstance(a.get("text"), str) or type(a.get("score")) not in (int, float):
-                    raise ValueError(f"{where}: an example answer needs a text and a number as its score, got {str(a)[:60]}")
+                if (
+                    not isinstance(a, dict)
+                    or not isinstance(a.get("text"), str)
+                    or type(a.get("score")) not in (int, float)
+                ):
+                    raise ValueError(
+                        f"{where}: an example answer needs a text and a number as its score, got {str(a)[:60]}"
+                    )
             if fields["id"] in items:
                 raise ValueError(f"{where}: this id occurs twice")
             best_first = sorted(answers, key=lambda a: -a["score"])
-            items[fields["id"]] = Item(**fields, answers=tuple({"text": a["text"], "score": a["score"]} for a in best_first))
+            items[fields["id"]] = Item(
+                **fields, answers=tuple({"text": a["text"], "score": a["score"]} for a in best_first)
+            )
     return list(items.values())
 
 
@@ -103,8 +112,8 @@ def build_prompt(tokenizer, item: Item, document: str, window: int, max_new_toke
     room = window - max_new_tokens - scaffold
     if room < 32:
         raise ValueError(
-            f"a window of {window} tokens has no room for the document of {item.id}: question and template take {scaffold}, "
-            f"the answer {max_new_tokens}; ask for a window of {scaffold + max_new_tokens + 32} or more"
+            f"a window of {window} tokens has no room for the document of {item.id}: question and template take "
+            f"{scaffold}, the answer {max_new_tokens}; ask for a window of {scaffold + max_new_tokens + 32} or more"
         )
     while True:
         text, left_out = cut_middle(tokenizer, document, room)
@@ -148,7 +157,9 @@ def answer_items(
         content = json.dumps([identity, name, prompt.prompt_hash, max_new_tokens])
         row = {"key": hashlib.sha256(content.encode()).hexdigest()[:24], "model": name, "id": item.id}
         if row["key"] not in known:
-            row |= {"prompt_hash": prompt.prompt_hash, "tokens": prompt.tokens} | _answer(answerer, greedy, prompt, max_new_tokens)
+            row |= {"prompt_hash": prompt.prompt_hash, "tokens": prompt.tokens} | _answer(
+                answerer, greedy, prompt, max_new_tokens
+            )
             if out is not None:
                 append_jsonl(out, row)
         else:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,28 +26,28 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from longalign_lib.data.documents import python_topics
 from longalign_lib.data.jsonl import append_jsonl, read_jsonl
 from longalign_lib.data.text import sentence_ends, token_ids
 from longalign_lib.evaluate.fit import largest
 from longalign_lib.evaluate.generate import Greedy, fingerprint, window_of
-from longalign_lib.evaluate.needles import Needle, needle_family, parts_found, recall
+from longalign_lib.evaluate.needles import Needle, default_haystack, needle_family, recall
 
 TOLERANCE = 2  # tokens by which a prompt may miss the length asked for; it is never longer
 MIN_HAY = 32  # tokens of hay below which a prompt is all scaffold
 SCAFFOLDS = {
     "en": (
-        "Read the text below. One sentence in it answers the question that follows it.\n\n<text>\n{context}\n</text>\n\n"
-        "Question: {question}\nAnswer in one short sentence, from the text alone."
+        "Read the text below. One sentence in it answers the question that follows it.\n\n<text>\n{context}\n</text>"
+        "\n\nQuestion: {question}\nAnswer in one short sentence, from the text alone."
     ),
-    "zh": "请阅读下面的文本，其中有一句话回答了文本之后的问题。\n\n<text>\n{context}\n</text>\n\n问题：{question}\n请只根据文本，用一句话简短回答。",
+    "zh": "请阅读下面的文本，其中有一句话回答了文本之后的问题。\n\n<text>\n{context}\n</text>"
+    "\n\n问题：{question}\n请只根据文本，用一句话简短回答。",
 }
 _HOLE = "\u27e6hay\u27e7"  # stands for the context while the chat template is rendered
 
 
 @dataclass(frozen=True)
 class NeedlePrompt:
-    """A verified prompt: token ids, rendered text, and what was asked for beside what was achieved (depths in percent)."""
+    """A verified prompt: token ids, rendered text, what was asked for and what was achieved (depths in percent)."""
 
     input_ids: list[int] = field(repr=False)
     text: str = field(repr=False)
@@ -67,13 +68,6 @@ class NeedlePrompt:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
-def default_haystack(seed: int = 0) -> str:
-    """The interpreter's language reference (about 110k tokens of English prose), its topics in seeded order."""
-    texts = [d.text.strip() for d in python_topics()]
-    random.Random(f"haystack-{seed}").shuffle(texts)
-    return "\n\n".join(texts)
-
-
 def _render(tokenizer, needle: Needle) -> tuple[str, str]:
     """The rendered prompt before and after the context."""
     if not getattr(tokenizer, "chat_template", None):
@@ -82,9 +76,13 @@ def _render(tokenizer, needle: Needle) -> tuple[str, str]:
             "tokenizer.chat_template to the one that the model was trained with"
         )
     message = SCAFFOLDS[needle.language].format(context=_HOLE, question=needle.question)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+    )
     if text.count(_HOLE) != 1:
-        raise ValueError(f"the chat template repeats or changes the user's message: {text.count(_HOLE)} contexts, not 1")
+        raise ValueError(
+            f"the chat template repeats or changes the user's message: {text.count(_HOLE)} contexts, not 1"
+        )
     return tuple(text.split(_HOLE))
 
 
@@ -107,8 +105,8 @@ def build_prompt(tokenizer, needle: Needle, haystack: str, length: int, depth: f
         A `NeedlePrompt` of ``length - TOLERANCE`` to ``length`` tokens.
 
     Raises:
-        ValueError: a length that the scaffold alone exceeds, a depth outside 0-100, a haystack that is empty, too short,
-            holds special tokens or already answers the question; the message has the numbers.
+        ValueError: a length that the scaffold alone exceeds, a depth outside 0-100, a haystack that is empty,
+            too short, holds special tokens or already answers the question; the message has the numbers.
     """
     if not 0 <= depth <= 100:
         raise ValueError(f"depth {depth!r} is not a percentage between 0 and 100")
@@ -121,8 +119,10 @@ def build_prompt(tokenizer, needle: Needle, haystack: str, length: int, depth: f
             f"length {length} is shorter than the scaffold: template, instruction, needle and question take {scaffold} "
             f"tokens, and {MIN_HAY} of hay is the least; ask for {scaffold + MIN_HAY} or more"
         )
-    hay = haystack.lstrip()[: 40 * length]  # no tokenizer needs this many characters a token; keeps long haystacks cheap
-    ends = [0] + [_behind_space(hay, e) for e in sentence_ends(hay)[:-1]]
+    hay = haystack.lstrip()[
+        : 40 * length
+    ]  # no tokenizer needs this many characters a token; keeps long haystacks cheap
+    starts = [0] + [re.compile(r"\s*").match(hay, end).end() for end in sentence_ends(hay)[:-1]]  # of sentences
 
     def count(chars: int) -> int:
         return len(token_ids(tokenizer, hay[:chars]))
@@ -131,7 +131,7 @@ def build_prompt(tokenizer, needle: Needle, haystack: str, length: int, depth: f
     room = largest(count, budget, 0, min(len(hay), 8 * budget + 64))
     if room == min(len(hay), 8 * budget + 64) < len(hay):
         room = largest(count, budget, room, len(hay))
-    usable = ends[: bisect_right(ends, room)]
+    usable = starts[: bisect_right(starts, room)]
     want = depth / 100 * budget
     at = largest(lambda i: count(usable[i]), int(want), 0, len(usable) - 1)
     at = min((i for i in (at, at + 1) if i < len(usable)), key=lambda i: abs(count(usable[i]) - want))
@@ -164,13 +164,6 @@ def build_prompt(tokenizer, needle: Needle, haystack: str, length: int, depth: f
     return NeedlePrompt(ids, text, needle, length, depth, 100 * hay_before / max(1, hay_tokens), hay_tokens)
 
 
-def _behind_space(text: str, position: int) -> int:
-    """The position behind the blanks that follow a sentence, so that the needle starts where a sentence would."""
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position
-
-
 def _verify(tokenizer, ids: list[int], text: str, hay: str, needle: Needle, length: int, empty: str) -> None:
     if not length - TOLERANCE <= len(ids) <= length:
         raise ValueError(f"could not cut the hay to {length} tokens: the nearest is {len(ids)}")
@@ -183,7 +176,9 @@ def _verify(tokenizer, ids: list[int], text: str, hay: str, needle: Needle, leng
     inside = sum(i in special for i in ids) - sum(i in special for i in token_ids(tokenizer, empty))
     if inside:
         found = sorted({t for t in tokenizer.all_special_tokens if t in hay})
-        raise ValueError(f"{inside} special token(s) inside the context ({', '.join(found)}): remove them from the haystack")
+        raise ValueError(
+            f"{inside} special token(s) inside the context ({', '.join(found)}): remove them from the haystack"
+        )
 
 
 def _check_distinct(**axes) -> None:
@@ -193,8 +188,8 @@ def _check_distinct(**axes) -> None:
 
 
 def build_grid(
-    tokenizer, lengths: Sequence[int], depths: Sequence[float], repeats: int = 1, needles: Sequence[Needle] | None = None,
-    haystack: str | Sequence[str] | None = None, seed: int = 0,
+    tokenizer, lengths: Sequence[int], depths: Sequence[float], repeats: int = 1,
+    needles: Sequence[Needle] | None = None, haystack: str | Sequence[str] | None = None, seed: int = 0,
 ) -> list[tuple[int, NeedlePrompt]]:  # fmt: skip
     """All prompts of a grid as (repeat, prompt): each cell and repeat draws its own needle, each repeat its own hay.
 
@@ -213,7 +208,9 @@ def build_grid(
         raise ValueError("no needles to draw from")
     prompts = []
     for repeat in range(repeats):
-        hay = haystack if isinstance(haystack, str) else haystack[repeat] if haystack else default_haystack(seed + repeat)
+        hay = (
+            haystack if isinstance(haystack, str) else haystack[repeat] if haystack else default_haystack(seed + repeat)
+        )
         for length in sorted(lengths):
             for depth in sorted(depths):
                 needle = random.Random(f"{seed}-{length}-{float(depth)}-{repeat}").choice(pool)
@@ -247,8 +244,8 @@ def run_grid(
     window, longest = window_of(model), max(lengths) + max_new_tokens
     if longest > window and not allow_beyond_window:
         raise ValueError(
-            f"length {max(lengths)} + {max_new_tokens} new tokens = {longest} is beyond the model's window of {window}; "
-            "shorten it, or pass allow_beyond_window=True to see what happens there"
+            f"length {max(lengths)} + {max_new_tokens} new tokens = {longest} is beyond the model's window of "
+            f"{window}; shorten it, or pass allow_beyond_window=True to see what happens there"
         )
     prompts = build_grid(tokenizer, lengths, depths, repeats, needles, haystack, seed)
     identity, greedy = fingerprint(model), Greedy(model, tokenizer, reuse_prefix)
@@ -265,7 +262,9 @@ def run_grid(
             row |= _ask(greedy, prompt, max_new_tokens) | {"beyond_window": prompt.tokens + max_new_tokens > window}
             if out is not None:
                 append_jsonl(out, row)
-        rows.append(row | _cell(prompt) | {"repeat": repeat})  # as asked for now: a known prompt may have come from another grid
+        rows.append(
+            row | _cell(prompt) | {"repeat": repeat}
+        )  # as asked for now: a known prompt may have come from another grid
     return pd.DataFrame(rows)
 
 
@@ -282,7 +281,15 @@ def _ask(greedy: Greedy, prompt: NeedlePrompt, max_new_tokens: int) -> dict:
         said = greedy.answer(prompt.input_ids, max_new_tokens)
     except RuntimeError as error:  # out of memory, mostly
         reason = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        return {"answer": None, "score": None, "hit": None, "status": reason, "seconds": None, "reused": 0, "finish": ""}
+        return {
+            "answer": None,
+            "score": None,
+            "hit": None,
+            "status": reason,
+            "seconds": None,
+            "reused": 0,
+            "finish": "",
+        }
     score = recall(said.text, prompt.needle.parts)
     return {
         "answer": said.text, "score": score, "hit": score == 1, "status": "ok", "seconds": round(said.seconds, 3),

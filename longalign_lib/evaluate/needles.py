@@ -4,8 +4,9 @@ A single famous sentence would test whether a model knows that sentence. So need
 template (where something is kept, what opens a gate, what to do in a town) filled with names that no haystack holds.
 The score is deterministic: the share of a needle's parts that occur in the answer, after both are normalised.
 
-Invariants: the same (n, seed, language) gives the same needles; the n needles of a call have different texts; every part
-occurs in its needle's text and none in its question. Cost: microseconds.
+Invariants: the same (n, seed, language) gives the same needles; the n needles of a call have different texts; every
+part occurs in its needle's text and none in its question. `default_haystack` is text that holds none of them. Cost:
+milliseconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import random
 import re
 import unicodedata
 from dataclasses import dataclass
+
+from longalign_lib.data.documents import python_topics
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,30 @@ class Needle:
     language: str = "en"
 
 
-# The example that made the test popular, kept so that grids can be set beside others'. Never the only needle by default.
+# The example that made the test popular, kept so that grids can be set beside others'; never the only default needle.
 CLASSIC = Needle(
     "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.",
     "What is the best thing to do in San Francisco?",
     ("sandwich", "Dolores Park"),
 )
 
-_TOWNS = ("Orlavik", "Bramhurst", "Castelmora", "Tindhal", "Quenby", "Vasterlo", "Marrowdale", "Ilsenkirk", "Port Hewell")
+_TOWNS = (
+    "Orlavik",
+    "Bramhurst",
+    "Castelmora",
+    "Tindhal",
+    "Quenby",
+    "Vasterlo",
+    "Marrowdale",
+    "Ilsenkirk",
+    "Port Hewell",
+)
 _NAMES = ("Anneke", "Tobias", "Marisol", "Oyelaran", "Katrin", "Benedek", "Sunniva", "Rafaela", "Wendell")
 _COLOURS = ("green", "yellow", "purple", "orange", "silver", "crimson")
 _ACTS = (
-    ("drink lemonade", "lemonade"), ("fly a kite", "kite"), ("play the accordion", "accordion"), ("eat a pancake", "pancake"),
-    ("paint a watercolour", "watercolour"), ("ride a tandem", "tandem"), ("feed the ducks", "ducks"),
+    ("drink lemonade", "lemonade"), ("fly a kite", "kite"), ("play the accordion", "accordion"),
+    ("eat a pancake", "pancake"), ("paint a watercolour", "watercolour"), ("ride a tandem", "tandem"),
+    ("feed the ducks", "ducks"),
 )  # fmt: skip
 _SPOTS = ("old lighthouse", "walled orchard", "chapel garden", "stone pier", "tram museum", "willow meadow")
 _THINGS = ("umbrella", "violin", "teapot", "compass", "lantern", "telescope")
@@ -92,13 +106,22 @@ def needle_family(n: int, seed: int = 0, language: str = "en") -> list[Needle]:
         if len(found) >= n:
             return list(found.values())
         if attempt > 1000 + 20 * n:
-            raise ValueError(f"asked for {n} different needles, the {language!r} family gave {len(found)}: ask for fewer")
+            raise ValueError(
+                f"asked for {n} different needles, the {language!r} family gave {len(found)}: ask for fewer"
+            )
         needle = _FAMILIES[language](rng)
         found.setdefault(needle.text, needle)
 
 
+def default_haystack(seed: int = 0) -> str:
+    """The interpreter's language reference (about 110k tokens of English prose), its topics in seeded order."""
+    texts = [d.text.strip() for d in python_topics()]
+    random.Random(f"haystack-{seed}").shuffle(texts)
+    return "\n\n".join(texts)
+
+
 def normalise(text: str) -> str:
-    """Unicode-normalised, case-folded words with single spaces; each Chinese character is a word; 7,421 becomes 7421."""
+    """Unicode-normalised, case-folded words, one space between; a Chinese character is a word; 7,421 becomes 7421."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"([\u3400-\u9fff\uf900-\ufaff])", r" \1 ", text)

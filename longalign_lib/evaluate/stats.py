@@ -103,7 +103,13 @@ def mean_and_error(scores: Sequence[float]) -> dict:
     kept = values[~np.isnan(values)]
     sd = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan
     mean = float(kept.mean()) if len(kept) else math.nan
-    return {"mean": mean, "sd": sd, "se": sd / math.sqrt(max(1, len(kept))), "n": len(kept), "missing": len(values) - len(kept)}
+    return {
+        "mean": mean,
+        "sd": sd,
+        "se": sd / math.sqrt(max(1, len(kept))),
+        "n": len(kept),
+        "missing": len(values) - len(kept),
+    }
 
 
 def error_of_difference(sd: float, n: int, correlation: float = 0.0) -> float:

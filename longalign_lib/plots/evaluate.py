@@ -1,6 +1,6 @@
-"""Figures of notebooks 07 and 08: needle grids, proportions with intervals, ladders of known quality, standard errors.
+"""Figures of notebooks 07 and 08: needle grids, shares with intervals, ladders of known quality, standard errors.
 
-Every function takes plain frames, draws in the house style, and writes picture and numbers to ``out`` unless it is None.
+Every function takes plain frames, draws in the house style, and writes picture and numbers to ``out`` unless None.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def needle_grids(frame: pd.DataFrame, window: int | None = None, out: Path | Non
                          "recall": table[y, x]})  # fmt: skip
         ax.set_facecolor("#DDDDDD")
         image = ax.imshow(table, cmap=HIT_OR_MISS, vmin=0, vmax=1, aspect="auto")
-        ax.set_xticks(range(len(lengths)), [f"{v:,}" for v in lengths], rotation=45 if len(lengths) > 6 else 0, fontsize=9)
+        ax.set_xticks(
+            range(len(lengths)), [f"{v:,}" for v in lengths], rotation=45 if len(lengths) > 6 else 0, fontsize=9
+        )
         ax.set_yticks(range(len(depths)), [f"{v:g}" for v in depths])
         ax.set_xticks(np.arange(len(lengths) - 1) + 0.5, minor=True)
         ax.set_yticks(np.arange(len(depths) - 1) + 0.5, minor=True)
@@ -56,17 +58,20 @@ def needle_grids(frame: pd.DataFrame, window: int | None = None, out: Path | Non
         if window is not None and lengths[0] <= window < lengths[-1]:
             edge = sum(v <= window for v in lengths) - 0.5
             ax.axvline(edge, color="black", linewidth=2, linestyle="--")
-            ax.text(edge - 0.08, -0.45, f"window {window:,}", rotation=90, ha="right", va="top", fontsize=8)
     axes[0][0].set_ylabel("needle's depth (% of the text)")
     bar = fig.colorbar(image, ax=axes[0].tolist(), fraction=0.03, pad=0.02, ticks=[0, 0.5, 1])
     bar.set_label("recall")
     bar.outline.set_visible(False)
-    far = window is not None and window >= lengths[-1]
-    note = f"in a cell: found of asked; training window {window:,} tokens, beyond this grid" if far else "in a cell: found of asked"
+    note = "in a cell: found of asked"
+    if window is not None:
+        where = "dashed line" if lengths[0] <= window < lengths[-1] else "not crossed by this grid"
+        note += f"; training window {window:,} tokens: {where}"
     return style.finish(fig, name, pd.DataFrame(rows), out, note=note)
 
 
-def proportions(frame: pd.DataFrame, out: Path | None = None, name: str = "proportions", title: str = "Share found, 95% interval"):
+def proportions(
+    frame: pd.DataFrame, out: Path | None = None, name: str = "proportions", title: str = "Share found, 95% interval"
+):
     """Shares with their intervals, one line each.
 
     Args:
@@ -87,7 +92,8 @@ def ladders(frame: pd.DataFrame, out: Path | None = None, name: str = "ladders")
     """A panel a scorer: the score it gives to answers whose order of quality is known; a line a question.
 
     Args:
-        frame: scorer, id (question), known (rating by construction), score (NaN where the scorer gave none), scale (low, high).
+        frame: scorer, id (question), known (rating by construction), score (NaN where the scorer gave none), scale
+            (low, high).
     """
     scorers, ids = list(dict.fromkeys(frame.scorer)), list(dict.fromkeys(frame.id))
     fig, axes = style.new("wide", height=3.2, cols=len(scorers), squeeze=False)
@@ -96,7 +102,7 @@ def ladders(frame: pd.DataFrame, out: Path | None = None, name: str = "ladders")
         for k, item in enumerate(ids):
             line = mine[mine.id == item].sort_values("known")
             line = line[line.score.notna()]
-            shift = 0.12 * (k - (len(ids) - 1) / 2) if len(ids) <= 12 else 0  # questions beside each other, not on top
+            shift = 0.6 * (k / max(1, len(ids) - 1) - 0.5)  # questions beside each other, not on top
             colour = style.COLOURS[k % 6]
             ax.plot(line.known + shift, line.score.astype(float), "o-", color=colour, alpha=0.75, markersize=5)
         missing = int(mine.score.isna().sum())
@@ -105,8 +111,12 @@ def ladders(frame: pd.DataFrame, out: Path | None = None, name: str = "ladders")
         ax.set(ylim=(low - margin, high + margin), xlabel="quality by construction", ylabel="score given")
         ax.set_title(f"{scorer}\n{len(mine) - missing} of {len(mine)} answers got a score", fontsize=10)
         ax.set_xticks(sorted(frame.known.unique()))
+        if missing == len(mine):
+            ax.text(0.5, 0.5, "no score given", transform=ax.transAxes, ha="center", color=style.GREY)
     data = frame.drop(columns="scale")
-    return style.finish(fig, name, data, out, note="a line joins the answers to one question; a perfect scorer only rises")
+    return style.finish(
+        fig, name, data, out, note="a line joins the answers to one question; a perfect scorer only rises"
+    )
 
 
 def differences(frame: pd.DataFrame, se: float, out: Path | None = None, name: str = "differences", what: str = ""):
@@ -123,7 +133,7 @@ def differences(frame: pd.DataFrame, se: float, out: Path | None = None, name: s
         ax.axvspan(-k * se, k * se, color=style.GREY, alpha=0.18, linewidth=0)
     ax.axvline(0, color="black", linewidth=0.8)
     ax.barh(place, frame.difference, height=0.55, color=style.COLOURS[0])
-    reach = max(2.4 * se, 1.25 * frame.difference.abs().max())
+    reach = max(2.4 * se, 1.5 * frame.difference.abs().max())
     for y, value in zip(place, frame.difference, strict=True):
         side = 1 if value >= 0 else -1
         ax.text(value + 0.02 * reach * side, y, f"{value:+.2f}, {abs(value) / se:.1f} se", va="center", fontsize=9,

@@ -60,6 +60,10 @@ class RankPacks(Dataset):
         return collate(lines, self.store, lines.weight, padded=self.plan.padded, pad_id=self.pad_id)
 
 
+# transformers before 5.2x has no `loss_is_scaled_for_ga` and divides every loss that is not its own by the accumulation count.
+_KNOWS_SCALED_LOSS = hasattr(Trainer, "loss_is_scaled_for_ga")
+
+
 def _only(items: list):
     return items[0]
 
@@ -122,7 +126,10 @@ class LongAlignTrainer(Trainer):
             tokens = inputs["position_ids"].numel() if real.any() else 0
             news = [(losses * real).sum(), real.sum(), (losses * inverse).sum(), sequences, tokens]
             self._sums = [a + float(b) for a, b in zip(self._sums, news, strict=True)]
-        return weighted * self.args.world_size
+        scale = self.args.world_size
+        if not _KNOWS_SCALED_LOSS:  # then Trainer will divide by the accumulation count: take that back
+            scale *= self.current_gradient_accumulation_steps
+        return weighted * scale
 
     def log(self, logs: dict, *args, **kwargs) -> None:
         """Add the comparable means since the last log, over all ranks."""

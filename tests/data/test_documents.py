@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from longalign_lib.data import documents as D
 from longalign_lib.data.text import language_of, sentence_ends, token_ids
 
-HEAD = "---\nid: {id}\ntitle: A: \"title\"\nsource: {source}\nlanguage: en\nlicence: CC0-1.0\n---\n\n{body}"
+HEAD = '---\nid: {id}\ntitle: A: "title"\nsource: {source}\nlanguage: en\nlicence: CC0-1.0\n---\n\n{body}'
 
 
 def doc(i: int, text: str = "Some text. More text.", **more) -> D.Document:
@@ -107,8 +109,8 @@ def test_a_cut_is_a_prefix_within_the_limit_and_uses_most_of_it(tokenizer, limit
         if short is not d:
             used = len(token_ids(tokenizer, short.text))
             assert used <= limit and used >= 0.6 * limit - 3
-            if limit == 333 and d.source != "github":
-                assert short.text[-1] in ".!?。！？”\"')|:"
+            if limit == 333 and d.language == "en" and d.source != "github":
+                assert short.text[-1] in ".!?\"')"
 
 
 def test_a_cut_leaves_a_short_document_alone_and_refuses_the_impossible(tokenizer):
@@ -132,7 +134,7 @@ def test_join_keeps_what_agrees():
 def test_sentence_ends():
     text = 'Dr. Smith paid 3.50 at 5 p.m. "Why?" he asked. See e.g. J. Doe.\n\nNext one!'
     pieces = [text[a:b].strip() for a, b in zip([0, *sentence_ends(text)], sentence_ends(text))]
-    assert pieces == ['Dr. Smith paid 3.50 at 5 p.m.', '"Why?" he asked.', "See e.g. J. Doe.", "Next one!"]
+    assert pieces == ["Dr. Smith paid 3.50 at 5 p.m.", '"Why?" he asked.', "See e.g. J. Doe.", "Next one!"]
     chinese = "他说：“走吧。”然后走了！真的？"
     assert [chinese[:e] for e in sentence_ends(chinese)] == [
         "他说：“走吧。”", "他说：“走吧。”然后走了！", chinese,
@@ -141,7 +143,7 @@ def test_sentence_ends():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(alphabet="ab .!?。\n\"”1A", max_size=60))
+@given(st.text(alphabet='ab .!?。\n"”1A', max_size=60))
 def test_sentence_ends_ascend_and_cover_the_text(text):
     ends = sentence_ends(text)
-    assert ends[-1] == len(text) and all(a < b for a, b in zip(ends, ends[1:]))
+    assert ends[-1] == len(text) and all(a < b for a, b in pairwise(ends))

@@ -71,5 +71,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
         list(iter_jsonl(tmp_path / "gone.jsonl"))

@@ -39,13 +39,19 @@ text = st.text(alphabet=st.sampled_from("ab .\n\t你好é🙂<|>_im"), max_size=
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(text, text), min_size=1, max_size=3), st.none() | text)
+@given(st.lists(st.tuples(text, text.map(str.lstrip)), min_size=1, max_size=3), st.none() | text)
 def test_any_conversation_has_exactly_its_answers_as_targets(tokenizer, pairs, system):
     messages = chat(*(t for pair in pairs for t in pair), system=system)
     ids, labels = encode_chat(tokenizer, messages)
     assert ids.tolist() == tokenizer.apply_chat_template(messages)["input_ids"]
     expected = "".join(answer + "<|im_end|>" for _, answer in pairs if answer.strip())
     assert targets_text(tokenizer, ids, labels) == expected
+
+
+def test_a_token_that_straddles_the_turns_start_is_no_target(tokenizer):
+    ids, labels = encode_chat(tokenizer, chat("a", "  <b"))
+    assert "\n " in [tokenizer.decode([i]) for i in ids[labels == -100]]  # the prompt's line end and the first space
+    assert targets_text(tokenizer, ids, labels) == " <b<|im_end|>"
 
 
 def test_empty_answers_are_masked_and_others_are_not(tokenizer):
@@ -80,7 +86,7 @@ def test_a_templates_own_assistant_mask_agrees_or_is_refused(tokenizer):
     own = copy.deepcopy(tokenizer)
     own.chat_template = GENERATION
     messages = chat("q one", "answer one", "q two", "answer two")
-    ids, labels = encode_chat(own, messages)
+    _, labels = encode_chat(own, messages)
     mask = own.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)["assistant_masks"]
     assert (labels != -100).tolist() == [bool(m) for m in mask] and sum(mask) > 4
     # the mark set around the wrong role
@@ -189,7 +195,7 @@ def test_every_fate_of_an_over_long_row(tokenizer, rows):
     assert [r["fate"] for r in report["rows"]] == ["kept", "left_out", "left_out", "left_out"]
     assert "more than max_length 60" in report["rows"][2]["reason"] and report["tokens_cut"] == 0
 
-    with pytest.raises(ValueError, match="sample 1 .*tokens are more than max_length 60; raise max_length"):
+    with pytest.raises(ValueError, match=r"sample 1 .*tokens are more than max_length 60; raise max_length"):
         TokenStore.build(rows, tokenizer, limit, over_long="error")
     with pytest.raises(ValueError, match="'split'; accepted: truncate, drop, error"):
         TokenStore.build(rows, tokenizer, limit, over_long="split")
@@ -213,5 +219,5 @@ def test_a_store_that_is_missing_or_torn_is_named(tokenizer, rows, tmp_path):
         TokenStore.load(tmp_path)
     TokenStore.build(rows, tokenizer, 1000)[0].save(tmp_path)
     np.save(tmp_path / "input_ids.npy", np.arange(3, dtype=np.int32))
-    with pytest.raises(ValueError, match="parts disagree .*build the store again"):
+    with pytest.raises(ValueError, match=r"parts disagree .*build the store again"):
         TokenStore.load(tmp_path)

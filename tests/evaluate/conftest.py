@@ -1,10 +1,11 @@
-"""A tiny random model and two toy tokenizers of different kinds, so that evaluation is tested without the real model."""
+"""A tiny random model and two toy tokenizers of different kinds, for tests of evaluation without the real model."""
 
 import pytest
 import torch
-from longalign_lib.evaluate import needle
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from longalign_lib.evaluate import needle
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -13,7 +14,7 @@ TEMPLATE = (
 
 
 def toy_tokenizer(kind: str, text: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE ("bytes"), or a BPE on words joined by U+2581 as Llama's is ("words"); both add a BOS by default."""
+    """A byte-level BPE ("bytes"), or a BPE on words joined by U+2581 like Llama's ("words"); both add a BOS."""
     specials = ["<unk>", "<s>", "</s>"]
     if kind == "bytes":
         core, split = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,5 @@
 import pytest
+
 from longalign_lib.evaluate.fit import cut_middle, largest
 
 
@@ -16,7 +17,9 @@ def test_cut_middle_keeps_both_ends(any_tokenizer, text, limit):
     count = lambda t: len(any_tokenizer(t, add_special_tokens=False)["input_ids"])  # noqa: E731
     short, lost = cut_middle(any_tokenizer, text, limit)
     head, tail = short.split("\n[...]\n")
-    assert text.startswith(head) and text.endswith(tail) and head and tail  # slices of the original, no broken characters
+    assert (
+        text.startswith(head) and text.endswith(tail) and head and tail
+    )  # slices of the original, no broken characters
     assert limit - 8 <= count(short) <= limit
     assert lost == count(text) - count(head) - count(tail) > 0
     assert abs(count(head) - count(tail)) <= 4

@@ -2,6 +2,7 @@ import random
 
 import pytest
 import torch
+
 from longalign_lib.evaluate.generate import Greedy, fingerprint, window_of
 
 

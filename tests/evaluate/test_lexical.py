@@ -1,4 +1,5 @@
 import pytest
+
 from longalign_lib.evaluate.lexical import rouge_l, word_f1
 
 
@@ -21,4 +22,6 @@ def test_chinese_is_not_dropped():
 def test_order_matters_to_one_of_them_and_case_to_none():
     assert word_f1("B a", "A b!") == 100 > rouge_l("B a", "A b!")
     assert rouge_l("", "x") == word_f1("", "x") == word_f1("", "") == 0
-    assert word_f1("a a a", "a b") == pytest.approx(100 * 2 * 1 / 5)  # a repeated word counts once for each time it is wanted
+    assert word_f1("a a a", "a b") == pytest.approx(
+        100 * 2 * 1 / 5
+    )  # a repeated word counts once for each time it is wanted

@@ -2,6 +2,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+
 from longalign_lib.data.documents import Document, read_samples
 from longalign_lib.evaluate import longbench_chat as L
 
@@ -35,7 +36,8 @@ def test_best_answer_first_whatever_the_file_says(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": " "}, "question missing"), ({"answers": None}, "answers missing"), ({"reference": 3}, "reference"),
+        ({"question": " "}, "question missing"), ({"answers": None}, "answers missing"),
+        ({"reference": 3}, "reference"),
         ({"answers": [{"text": "x", "score": "9"}]}, "a number as its score"),
     ],
 )  # fmt: skip
@@ -47,12 +49,12 @@ def test_a_bad_record_is_named(tmp_path, change, message):
 
 
 def test_doubles_and_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no .jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no .jsonl"):
         L.read_items(tmp_path)
-    with pytest.raises(ValueError, match="occurs twice"):
+    with pytest.raises(ValueError, match=r"occurs twice"):
         L.read_items(write(tmp_path / "a.jsonl", RECORD, RECORD))
     (tmp_path / "a.jsonl").write_text('{"id": ')
-    with pytest.raises(ValueError, match="a.jsonl, line 1"):
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1"):
         L.read_items(tmp_path)
 
 
@@ -62,7 +64,12 @@ def test_prompt_fits_and_loses_its_middle(any_tokenizer, window):
     ids = any_tokenizer.apply_chat_template(p.messages, add_generation_prompt=True)["input_ids"]
     assert len(ids) == p.tokens and window - 20 - 10 <= p.tokens <= window - 20
     content = p.messages[0]["content"]
-    assert content.startswith("The tide rose.") and content.endswith("What rose?") and "[...]" in content and p.left_out > 0
+    assert (
+        content.startswith("The tide rose.")
+        and content.endswith("What rose?")
+        and "[...]" in content
+        and p.left_out > 0
+    )
     whole = L.build_prompt(any_tokenizer, ITEM, DOCUMENTS["d"].text, 5000, 20)
     assert whole.left_out == 0 and DOCUMENTS["d"].text in whole.messages[0]["content"]
 
@@ -105,5 +112,5 @@ def test_an_endpoint_that_fails_once_keeps_the_rest(tokenizer, tmp_path):
 
 
 def test_a_missing_document_is_named(tokenizer, model):
-    with pytest.raises(KeyError, match="no document for d; there are x"):
+    with pytest.raises(KeyError, match=r"no document for d; there are x"):
         L.answer_items(model, tokenizer, [ITEM], {"x": DOCUMENTS["d"]}, 300)

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+
 from longalign_lib.evaluate import needle as N
 from longalign_lib.evaluate.needles import CLASSIC, Needle, needle_family
 

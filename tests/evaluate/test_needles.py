@@ -1,6 +1,7 @@
 import random
 
 import pytest
+
 from longalign_lib.evaluate import needles
 from longalign_lib.evaluate.needles import CLASSIC, Needle, needle_family, normalise, parts_found, recall
 
@@ -37,14 +38,14 @@ def test_recall_needs_whole_words_and_all_parts():
 
 @pytest.mark.parametrize("parts", [(), ("...",)])
 def test_parts_without_letters_are_refused(parts):
-    with pytest.raises(ValueError, match="letters or digits"):
+    with pytest.raises(ValueError, match=r"letters or digits"):
         recall("anything", parts)
 
 
 def test_too_many_or_unknown_language(monkeypatch):
-    with pytest.raises(ValueError, match="xx.*en, zh"):
+    with pytest.raises(ValueError, match=r"xx.*en, zh"):
         needle_family(1, language="xx")
     monkeypatch.setitem(needles._FAMILIES, "xx", lambda rng: Needle(f"It is {rng.randrange(3)}.", "What?", ("it",)))
     assert len(needle_family(3, language="xx")) == 3
-    with pytest.raises(ValueError, match="asked for 4 different needles, the 'xx' family gave 3: ask for fewer"):
+    with pytest.raises(ValueError, match=r"asked for 4 different needles, the 'xx' family gave 3: ask for fewer"):
         needle_family(4, language="xx")

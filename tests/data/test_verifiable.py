@@ -1,0 +1,138 @@
+"""Verifiable samples: the answer is in the text, nowhere else, and the promised lengths and places are met."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from longalign_lib.data import facts
+from longalign_lib.data.documents import Document, python_topics, read_samples
+from longalign_lib.data.text import sentence_ends
+from longalign_lib.data.tokens import encode_chat
+from longalign_lib.data.verifiable import KINDS, insert_sentences, is_right, make_item, retrieval_samples
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return read_samples()[0] + python_topics()[:20]
+
+
+@pytest.fixture(scope="module")
+def samples(documents, tokenizer):
+    return retrieval_samples(documents, tokenizer, 120, 900, seed=3, min_tokens=300, kinds=KINDS)
+
+
+def test_schema_lengths_and_draws(samples, documents, tokenizer):
+    assert len(samples) == 120 and {s["task"] for s in samples} == {f"verifiable:{k}" for k in KINDS}
+    assert {s["language"] for s in samples} == {"en", "zh"}
+    for s in samples:
+        assert [m["role"] for m in s["messages"]] == ["user", "assistant"] and s["model"] == "none"
+        assert s["length"] == len(encode_chat(tokenizer, s["messages"])[0]) and 300 <= s["length"] <= 900
+    lengths = [s["length"] for s in samples]
+    assert max(lengths) > 800 and min(lengths) < 400  # spread over the range, not heaped at one end
+    assert len({s["prompt_hash"] for s in samples}) == 120
+    again = retrieval_samples(documents, tokenizer, 5, 900, seed=3, min_tokens=300, kinds=KINDS)
+    assert again == samples[:5]
+    assert retrieval_samples(documents, tokenizer, 5, 900, seed=4, min_tokens=300, kinds=KINDS) != again
+
+
+def test_every_answer_is_right_and_stands_in_the_text(samples):
+    for s in samples:
+        user, answer = (m["content"] for m in s["messages"])
+        text = user.rsplit("\n\n", 1)[0]
+        assert is_right(s, answer) and not is_right(s, "I do not know.")
+        if not s["task"].endswith(":count"):
+            assert all(value in text for value in s["expected"])
+        if s["task"].endswith(":retrieve"):
+            assert text.count(s["expected"][0]) == 1
+        if s["task"].endswith(":order"):
+            places = [text.index(key) for key in s["expected"]]
+            assert places == sorted(places) and not is_right(s, ", ".join(reversed(s["expected"])))
+
+
+def test_without_its_facts_the_text_is_the_documents_own(documents, tokenizer):
+    one = [d for d in documents if d.source == "wikipedia"]
+    for s in retrieval_samples(one, tokenizer, 20, 500, seed=0, min_tokens=200, max_facts=1):
+        text = s["messages"][0]["content"].rsplit("\n\n", 1)[0]
+        value = s["expected"][0]
+        inserted = [(a, b) for a, b in zip([0, *sentence_ends(text)], sentence_ends(text)) if value in text[a:b]]
+        assert len(inserted) == 1
+        a, b = inserted[0]
+        rest = text[:a] + text[b:]
+        assert rest.strip() in one[0].text or (text[:a] + text[b:].lstrip()).strip() in one[0].text
+
+
+def test_insertion_at_sentence_boundaries_and_depths():
+    body = "One. Two. Three.\n\nFour."
+    for depth, text, achieved in (
+        (0.0, "NEW. One. Two. Three.\n\nFour.", 0.0),
+        (1.0, "One. Two. Three.\n\nFour. NEW.", 1.0),
+        (0.72, "One. Two. Three. NEW.\n\nFour.", round(16 / 23, 4)),
+        (0.2, "One. NEW. Two. Three.\n\nFour.", round(4 / 23, 4)),
+    ):
+        assert insert_sentences(body, ["NEW."], [depth], "en") == (text, [achieved])
+    assert insert_sentences("一。二。", ["新。"], [0.5], "zh")[0] == "一。新。二。"
+    assert insert_sentences(body, ["A.", "B.", "C."], [0.2, 0.9, 0.2], "en")[0] == "One. A. C. Two. Three.\n\nFour. B."
+
+
+def test_depths_cover_the_text(samples):
+    depths = np.concatenate([s["depths"] for s in samples if not s["task"].endswith(":order")])
+    assert np.histogram(depths, 4, range=(0, 1))[0].min() > 0.12 * len(depths)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_wording_of_every_family_carries_key_and_value(language):
+    for family in facts.FAMILIES[language]:
+        assert len(set(family.keys)) == len(family.keys) >= 8
+        assert all("{k}" in t and "{v}" in t for t in family.facts) and all("{k}" in t for t in family.questions)
+        assert all("{v}" in t for t in family.answers)
+    rng = np.random.default_rng(0)
+    for kind in KINDS:
+        for _ in range(40):
+            item = make_item(kind, language, "", rng)
+            assert item.sentences and "{" not in item.question + item.answer + "".join(item.sentences)
+            assert is_right({"task": f"verifiable:{kind}", "expected": item.expected}, item.answer)
+
+
+def test_names_that_the_document_holds_are_not_used():
+    rng = np.random.default_rng(1)
+    towns = " ".join(facts.HOP_PLACES["en"]) + " the north archive of everything"
+    for _ in range(60):
+        item = make_item("retrieve", "en", towns, rng)
+        assert not any(name.lower() in towns.lower() for name in item.names)
+    everything = " ".join(k for f in facts.ENGLISH for k in f.keys)
+    with pytest.raises(ValueError, match="facts are left"):
+        make_item("retrieve", "en", everything, rng)
+
+
+def test_whole_words_only():
+    sample = {"task": "verifiable:count", "expected": ["3"]}
+    assert is_right(sample, "There are 3.") and not is_right(sample, "There are 13 or 30.")
+    assert is_right({"task": "x", "expected": ["Ines Quist"]}, "it is INES QUIST!")
+    assert is_right({"task": "x", "expected": ["48213"]}, "密码是48213。")
+
+
+def test_short_documents_are_continued_with_others(tokenizer):
+    short = [
+        Document(f"d{i}", f"Topic {i} begins. " + "It goes on with plain words here. " * 20, "local", "en")
+        for i in range(9)
+    ]
+    (s,) = retrieval_samples(short, tokenizer, 1, 800, seed=0, min_tokens=700)
+    assert 700 <= s["length"] <= 800 and s["document_id"].count("+") >= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"kinds": ("retrieve", "riddle")}, r"\['riddle'\] unknown; accepted: retrieve, list"),
+        ({"kinds": ()}, "unknown; accepted"),
+        ({"documents": []}, "no documents given"),
+        ({"min_tokens": 901}, "min_tokens 901 and max_tokens 900"),
+        ({"max_tokens": 50, "min_tokens": 40}, "raise max_tokens"),
+        ({"max_tokens": 90_000, "min_tokens": 80_000}, "hold too few tokens"),
+    ],
+)
+def test_what_cannot_be_built_is_said(documents, tokenizer, change, says):
+    arguments = {"documents": documents[:3], "n": 1, "max_tokens": 900, "seed": 0} | change
+    with pytest.raises(ValueError, match=says):
+        retrieval_samples(tokenizer=tokenizer, **arguments)
