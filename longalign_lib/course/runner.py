@@ -104,6 +104,7 @@ def run_notebook(notebook: Path, parameters: dict, executed: Path) -> Result:
             papermill.execute_notebook(
                 str(notebook), str(target), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
                 progress_bar=False, log_output=False, request_save_on_cell_execute=True, start_timeout=120,
+                extra_arguments=["--log-level=ERROR"],
             )  # fmt: skip
             result.status = "ok"
         except papermill.PapermillExecutionError as failure:

@@ -54,7 +54,7 @@ def training_data(profile: str, seed: int, folder: Path, made_by_model: Path | N
     no held-out document was seen. Short instructions are mixed in, every sixth of them held out.
 
     Args:
-        made_by_model: a JSONL of notebook 01 (instructions written by a model), mixed in when it exists.
+        made_by_model: a JSONL of notebook 01; what a model wrote there is mixed in when the file exists.
 
     Returns:
         A frame, a row a sample: part, task, source, tokens, targets.
@@ -76,7 +76,7 @@ def training_data(profile: str, seed: int, folder: Path, made_by_model: Path | N
     short = [{**x, "task": "short", "source": "general"} for x in read_jsonl(SHORT)]
     parts = {"train": long + [x for k, x in enumerate(short) if k % 6], "held_out": held + short[::6]}
     if made_by_model is not None and made_by_model.is_file():
-        parts["train"] += list(read_jsonl(made_by_model))
+        parts["train"] += [x for x in read_jsonl(made_by_model) if x.get("model") != "none"]  # "none": 01's verifiable ones
     rows = []
     for part, samples in parts.items():
         store, report = TokenStore.build(samples, tokenizer, s["capacity"])

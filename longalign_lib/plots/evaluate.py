@@ -45,7 +45,8 @@ def needle_grids(frame: pd.DataFrame, window: int | None = None, out: Path | Non
         ax.set_facecolor("#DDDDDD")
         image = ax.imshow(table, cmap=HIT_OR_MISS, vmin=0, vmax=1, aspect="auto")
         ax.set_xticks(
-            range(len(lengths)), [f"{v:,}" for v in lengths], rotation=45 if len(lengths) > 6 else 0, fontsize=9
+            range(len(lengths)), [f"{v:,}" for v in lengths], fontsize=9,
+            **({"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(lengths) > 6 else {}),
         )
         ax.set_yticks(range(len(depths)), [f"{v:g}" for v in depths])
         ax.set_xticks(np.arange(len(lengths) - 1) + 0.5, minor=True)
@@ -54,7 +55,9 @@ def needle_grids(frame: pd.DataFrame, window: int | None = None, out: Path | Non
         ax.tick_params(which="both", length=0)
         ax.spines[:].set_visible(False)
         n, hits = sum(r["n"] for r in rows if r["model"] == model), sum(r["hits"] for r in rows if r["model"] == model)
-        ax.set(title=f"{model}: {hits} of {n} found", xlabel="prompt length (tokens)")
+        apart = "\n" if len(models) > 2 else ": "
+        ax.set_title(f"{model}{apart}{hits} of {n} found", fontsize=10 if len(models) > 2 else 11)
+        ax.set_xlabel("prompt length (tokens)")
         if window is not None and lengths[0] <= window < lengths[-1]:
             edge = sum(v <= window for v in lengths) - 0.5
             ax.axvline(edge, color="black", linewidth=2, linestyle="--")

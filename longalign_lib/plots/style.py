@@ -6,6 +6,7 @@ caption line that says what run the picture comes from. `set_caption` is called 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -61,6 +62,19 @@ def set_caption(**facts: str) -> None:
     """Facts for every later caption line, such as ``profile="ci", seed="0"``; device and commit are added."""
     _caption.clear()
     _caption.update({k: str(v) for k, v in facts.items()}, device=device_name(), commit=commit())
+
+
+@contextlib.contextmanager
+def recorded(provenance: dict):
+    """Within this block captions name the run that a result file came from, not the run at hand."""
+    before = dict(_caption)
+    _caption.clear()
+    _caption.update({k: str(provenance[k]) for k in ("profile", "seed", "device", "commit", "date") if k in provenance})
+    try:
+        yield
+    finally:
+        _caption.clear()
+        _caption.update(before)
 
 
 def new(width: str = "wide", height: float | None = None, rows: int = 1, cols: int = 1, **subplots):

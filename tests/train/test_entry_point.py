@@ -1,0 +1,73 @@
+"""The program that launchers start: one process, two processes with DDP, two with DeepSpeed ZeRO-3 take the same steps."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from longalign_lib.data.tokens import TokenStore
+from longalign_lib.train.plan import Plan, audit
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A tiny random Llama with the default tokenizer, and a store of random rows."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from longalign_lib.models import load_tokenizer
+
+    folder, tokenizer = tmp_path_factory.mktemp("entry"), load_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=2, tie_word_embeddings=True)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 60, 40)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    mask = rng.random(starts[-1]) < 0.4
+    ids = rng.integers(3, 500, starts[-1]).astype(np.int32)
+    TokenStore(ids, mask, starts, [{} for _ in lengths]).save(folder / "data")
+    return folder
+
+
+def launch(folder, root, out, processes, *more):
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
+    words = [*launcher, "longalign_lib.train", "--data", folder / "data", "--model", folder / "model", "--output_dir", folder / out,
+             "--capacity", 128, "--packs_per_step", 4, "--epochs", 2, "--learning_rate", 1e-2, "--dtype", "float32", "--seed", 3,
+             "--logging_steps", 1, "--save_strategy", "no", "--report_to", "none", "--adam_beta2", 0.95, *more]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, env=env, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(x) for x in (folder / out / "log.jsonl").read_text().splitlines()] if (folder / out).is_dir() else []
+    return [x for x in lines if "loss" in x], done.stdout
+
+
+def test_dry_run_prints_the_audit_and_trains_nothing(run_folder, root):
+    log, said = launch(run_folder, root, "dry", 1, "--dry_run")
+    facts = json.loads(said.split("plan:", 1)[1].splitlines()[0])
+    assert facts["rows"] == 80 and facts["ranks"] == 1 and facts["micro_steps"] == 4 and not log
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_and_zero3_take_the_same_steps(run_folder, root):
+    one, _ = launch(run_folder, root, "one", 1)
+    two, _ = launch(run_folder, root, "two", 2)
+    zero3, _ = launch(run_folder, root, "zero3", 2, "--deepspeed", "configs/zero3.json")
+    assert len(one) >= 4 and one[-1]["loss"] < one[0]["loss"]
+    for other in (two, zero3):
+        assert [x["loss"] for x in other] == pytest.approx([x["loss"] for x in one], rel=1e-4)
+        assert [x["sequences"] for x in other] == [x["sequences"] for x in one]
+        assert [x["grad_norm"] for x in other] == pytest.approx([x["grad_norm"] for x in one], rel=1e-3)
+    plan = Plan.load(run_folder / "zero3" / "plan.parquet")
+    audit(plan, TokenStore.load(run_folder / "data").lengths)
+    from transformers import AutoModelForCausalLM
+
+    weights = [AutoModelForCausalLM.from_pretrained(run_folder / name).state_dict() for name in ("one", "zero3")]
+    assert all(torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=2e-3) for k in weights[0])
