@@ -109,11 +109,9 @@ def launch_command(profile: str, seed: int, data: Path, out: Path, launcher: str
              "--exponent", s["weight_exponent"], "--learning_rate", s["learning_rate"], "--seed", seed,
              "--lr_scheduler_type", "cosine", "--warmup_steps", "0.03", "--adam_beta2", "0.95", "--weight_decay", "0",
              "--bf16", str(bf16).lower(), "--dtype", "auto" if bf16 else "float32", "--logging_steps", "1",
-             "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]  # fmt: skip
+             "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpointing", "true"]  # fmt: skip
     if s["rope"] != "none":
         words += ["--rope", s["rope"], "--rope_factor", s["rope_factor"]]
-    if s["capacity"] > 8192:
-        words += ["--gradient_checkpointing", "true"]
     if importlib.util.find_spec("deepspeed"):
         words += ["--deepspeed", Path(os.path.relpath(CONFIGS / "zero3.json")).as_posix()]
     return [str(w) for w in words]
