@@ -157,7 +157,7 @@ def test_the_rating_check_refuses_a_bad_score(score):
 def test_a_document_without_front_matter_is_refused(tmp_path, text):
     path = tmp_path / "bad.txt"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(AssertionError, match="bad.txt"):
+    with pytest.raises(AssertionError, match=r"bad\.txt"):
         read_document(path)
 
 

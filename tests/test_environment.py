@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from itertools import chain
 
 import yaml
 from packaging.requirements import Requirement
@@ -23,7 +24,7 @@ def project(root):
 
 def requirements(root, *extras):
     p = project(root)
-    return [Requirement(r) for r in p["dependencies"] + sum((p["optional-dependencies"][e] for e in extras), [])]
+    return [Requirement(r) for r in chain(p["dependencies"], *(p["optional-dependencies"][e] for e in extras))]
 
 
 def test_environment_yml_pins_what_constraints_pin(root):

@@ -61,7 +61,7 @@ def test_an_index_that_does_not_answer_is_explained(tmp_path, monkeypatch):
 def test_names(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGALIGN_MODEL", "some/model")
     assert models.resolve("default") == "some/model" and models.resolve("org/name") == "org/name"
-    with pytest.raises(FileNotFoundError, match="no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         models.resolve(tmp_path / "empty")
 
 

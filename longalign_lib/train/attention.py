@@ -13,6 +13,8 @@ Shapes: B packs, H query heads, G key/value heads, T tokens, D head size.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -67,7 +69,7 @@ def document_loop_attention(q_THD, k_TGD, v_TGD, cu_seq_lens, scaling: float | N
     parts = []
     grouped = q_THD.shape[1] != k_TGD.shape[1]
     borders = cu_seq_lens.tolist()
-    for start, end in zip(borders[:-1], borders[1:], strict=True):
+    for start, end in itertools.pairwise(borders):
         q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (q_THD, k_TGD, v_TGD))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
         parts.append(out[0].transpose(0, 1))

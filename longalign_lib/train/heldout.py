@@ -45,7 +45,7 @@ def means(table: pd.DataFrame) -> dict:
     return {"token_mean": float((table.loss * table.targets).sum() / table.targets.sum()),
             "sequence_mean": float(table.loss.mean()),
             "standard_error": float(table.loss.std(ddof=1) / np.sqrt(len(table))) if len(table) > 1 else float("nan"),
-            "sequences": int(len(table))}  # fmt: skip
+            "sequences": len(table)}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -337,6 +337,6 @@ def audit(plan: Plan, lengths) -> dict:
     steps = plan.steps()
     if (steps.packs > plan.packs_per_step).any():
         raise PlanError(f"step {steps.step[steps.packs > plan.packs_per_step].iloc[0]} has too many packs")
-    return {"method": plan.method, "rows": int(len(t)), "left_out": int((lengths == 0).sum()), "packs": int(len(packs)),
-            "steps": int(len(steps)), "tokens": int(t.length.sum()), "targets": int(t.targets.sum()),
+    return {"method": plan.method, "rows": len(t), "left_out": int((lengths == 0).sum()), "packs": len(packs),
+            "steps": len(steps), "tokens": int(t.length.sum()), "targets": int(t.targets.sum()),
             "fill": plan.fill()}  # fmt: skip

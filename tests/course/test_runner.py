@@ -72,7 +72,7 @@ def test_command_line_exit_codes(folders, capsys):
 def test_a_parameter_that_a_notebook_does_not_declare_is_an_error(folders):
     notebooks, build = folders
     notebook(notebooks, "00_plain", "1", parameters="PROFILE = 'ci'\nSEED = 0")
-    with pytest.raises(ValueError, match="00_plain.ipynb declares no parameter OUT_DIR; it declares PROFILE, SEED"):
+    with pytest.raises(ValueError, match=r"00_plain\.ipynb declares no parameter OUT_DIR; it declares PROFILE, SEED"):
         runner.run_course(notebooks, build)
 
 

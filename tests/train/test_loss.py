@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longalign_lib.train.loss import (
-    IGNORE, pack_mean_weights, sequence_losses, takes_logits_to_keep, target_losses, token_weights,
+    IGNORE,
+    pack_mean_weights,
+    sequence_losses,
+    takes_logits_to_keep,
+    target_losses,
+    token_weights,
 )  # fmt: skip
 
 

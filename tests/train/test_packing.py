@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longalign_lib.train.packing import (
-    ALGORITHMS, best_fit_decreasing, check_lengths, first_fit_decreasing, lower_bound, next_fit, pack_loads,
+    ALGORITHMS,
+    best_fit_decreasing,
+    check_lengths,
+    first_fit_decreasing,
+    lower_bound,
+    next_fit,
+    pack_loads,
 )  # fmt: skip
 
 cases = st.integers(1, 70).flatmap(
