@@ -136,6 +136,11 @@ def default_model_dir() -> Path:
     folder = home() / FOLDER_NAME
     if is_complete(folder):
         return folder
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DefaultModelError(
+            f"model folder {folder.name} is incomplete (config.json, model.safetensors or tokenizer.json is missing): "
+            f"delete it and run `make model`. {_INSTEAD}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="longalign-gguf-") as scratch:
         return convert_gguf(fetch_gguf(Path(scratch)), folder)
@@ -145,7 +150,7 @@ def resolve(name: str | Path = "default") -> str:
     """Map "default" to ``LONGALIGN_MODEL`` or the default folder; check that a folder is one; pass a Hub id through."""
     name = str(name)
     if name == "default":
-        return os.environ.get("LONGALIGN_MODEL") or str(default_model_dir())
+        name = os.environ.get("LONGALIGN_MODEL") or str(default_model_dir())
     looks_local = name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if looks_local and not (Path(name).expanduser() / "config.json").is_file():
         raise FileNotFoundError(
@@ -153,6 +158,16 @@ def resolve(name: str | Path = "default") -> str:
             "or a Hub id such as " + HUB_NAME
         )
     return str(Path(name).expanduser()) if looks_local else name
+
+
+def model_dir(name: str | Path = "default") -> Path:
+    """A folder for any name; a Hub id is downloaded into the Hub's cache first (or found there when offline)."""
+    resolved = resolve(name)
+    if Path(resolved).is_dir():
+        return Path(resolved)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(resolved))
 
 
 def pick_device() -> torch.device:
@@ -215,5 +230,4 @@ def environment_report(**more: str):
 
 
 if __name__ == "__main__":
-    ready = Path(resolve("default"))
-    print(f"default model ready: {ready.name}")
+    print(f"default model ready: {Path(resolve('default')).name}" if model_dir() else "")

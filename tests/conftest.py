@@ -28,9 +28,10 @@ sys.addaudithook(_audit)
 @pytest.fixture(autouse=True)
 def no_network():
     """Fail the test during which anything reached beyond loopback."""
-    _reached.clear()
     yield
-    assert not _reached, f"reached for the network: {_reached}"
+    found = list(_reached)  # fixtures of any scope that ran before this test count too
+    _reached.clear()
+    assert not found, f"reached for the network: {found}"
 
 
 @pytest.fixture(scope="session")

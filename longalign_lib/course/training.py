@@ -108,7 +108,7 @@ def launch_command(profile: str, seed: int, data: Path, out: Path, launcher: str
              "--capacity", s["capacity"], "--packs_per_step", s["packs_per_step"], "--epochs", s["epochs"],
              "--exponent", s["weight_exponent"], "--learning_rate", s["learning_rate"], "--seed", seed,
              "--lr_scheduler_type", "cosine", "--warmup_steps", "0.03", "--adam_beta2", "0.95", "--weight_decay", "0",
-             "--bf16", str(bf16).lower(), "--dtype", "auto" if bf16 else "float32", "--logging_steps", "1",
+             "--bf16", str(bf16).lower(), "--logging_steps", "1",
              "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true", "--gradient_checkpointing", "true"]  # fmt: skip
     if s["rope"] != "none":
         words += ["--rope", s["rope"], "--rope_factor", s["rope_factor"]]
@@ -129,7 +129,8 @@ def run_training(command: list[str], out: Path, progress: bool = True) -> float:
 
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.jsonl"
-    log.unlink(missing_ok=True)
+    for stale in (log, out / "run.json", out / "run_settings.json"):
+        stale.unlink(missing_ok=True)
     words = [sys.executable, "-m", "torch.distributed.run", *command[1:]] if command[0] == "torchrun" else command
     threads = max(1, cores() // int(command[command.index("--nproc_per_node") + 1])) if "--nproc_per_node" in command else 1
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore::FutureWarning", "TQDM_DISABLE": "1"}
@@ -145,7 +146,10 @@ def run_training(command: list[str], out: Path, progress: bool = True) -> float:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
-                process.wait(timeout=30)
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
         _update(bar, log)
     if process.returncode:
         tail = "\n".join((out / "launch.log").read_text(encoding="utf8", errors="replace").splitlines()[-30:])
@@ -168,7 +172,8 @@ def trained_model(profile: str, seed: int, out_dir: str | Path) -> Path:
     folder = Path(out_dir) / profile / "06_training"
     model, wanted = folder / "model", settings(profile, seed)
     done = model / "run.json"
-    if not (done.is_file() and json.loads(done.read_text(encoding="utf8"))["settings"] == wanted):
+    facts = json.loads(done.read_text(encoding="utf8")) if done.is_file() else {}
+    if (facts.get("settings"), facts.get("model")) != (wanted, _base()):
         print("notebook 06 has not been run with these settings: training its model now", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         training_data(profile, seed, folder, Path(out_dir) / profile / "01_data_construction" / "instructions.jsonl")
@@ -177,7 +182,12 @@ def trained_model(profile: str, seed: int, out_dir: str | Path) -> Path:
     return model
 
 
+def _base() -> str:
+    """Name of the model that the run starts from, without its path."""
+    return os.environ.get("LONGALIGN_MODEL", "default").rstrip("/").rpartition("/")[2]
+
+
 def mark_done(profile: str, seed: int, model: Path, seconds: float) -> None:
     """Write ``run.json``: the settings and seconds of a finished run."""
-    facts = {"profile": profile, "settings": settings(profile, seed), "seconds": round(seconds, 1)}
+    facts = {"profile": profile, "model": _base(), "settings": settings(profile, seed), "seconds": round(seconds, 1)}
     (model / "run.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf8")

@@ -5,6 +5,7 @@ It loads a token store, makes the plan (or reads one), trains, and saves model a
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import transformers
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -36,7 +38,7 @@ class RecipeArguments:
     pack_mean: bool = field(default=False, metadata={"help": "plain packing's loss (Eq. 3) in place of the exponent"})
     denominator: str = field(default="step", metadata={"help": "step (Eq. 4) or epoch"})
     over_long: str = field(default="truncate", metadata={"help": "rows over the capacity: truncate, drop or error"})
-    dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16: weights are loaded in this type"})
+    dtype: str = field(default="auto", metadata={"help": "type of the weights: float32, bfloat16, or auto (bfloat16 with --bf16 and DeepSpeed, which keeps float32 masters)"})
     rope: str = field(default="none", metadata={"help": "context extension: none, linear, base or yarn"})
     rope_factor: float = field(default=1.0, metadata={"help": "its factor"})
     dry_run: bool = field(default=False, metadata={"help": "print the plan's audit and stop"})
@@ -46,24 +48,71 @@ def plan_for(recipe: RecipeArguments, store: TokenStore, seed: int):
     """The plan of a run, and the fates of rows that do not fit."""
     lengths, fates = fit_lengths(store.lengths, recipe.capacity, recipe.over_long)
     targets = np.array([int((store[i][1][1:n] != IGNORE).sum()) for i, n in enumerate(lengths)])
+    lost = np.flatnonzero((lengths > 0) & (targets == 0))  # nothing to learn from: the answer was cut off, or there was none
+    if lost.size:
+        whole = store.lengths[lost]
+        gone = pd.DataFrame({"row": lost, "length": whole, "fate": "no target left", "tokens_lost": whole})
+        fates, lengths = pd.concat([fates[~fates.row.isin(lost)], gone], ignore_index=True), lengths.copy()
+        lengths[lost] = 0
     plan = build_plan(lengths, targets, method=recipe.method, capacity=recipe.capacity,
                       packs_per_step=recipe.packs_per_step, seed=seed, epochs=recipe.epochs)  # fmt: skip
     return plan, lengths, fates
+
+
+SET_BY_THE_PLAN = ("--num_train_epochs", "--per_device_train_batch_size", "--gradient_accumulation_steps")
+
+
+def check_options(words: list[str]) -> list[str]:
+    """Split ``--name=value`` into two words; refuse options that the plan sets."""
+    words = [x for w in words for x in (w.split("=", 1) if w.startswith("--") and "=" in w else [w])]
+    for word in words:
+        if word in SET_BY_THE_PLAN:
+            raise ValueError(f"{word} is set by the plan: use --epochs, --capacity and --packs_per_step instead")
+    return words
+
+
+def check_window(model, plan, name: str) -> None:
+    """Raise ValueError when a row of the plan is longer than the model's window."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = int(plan.table.length.max())
+    if window and longest > window:
+        raise ValueError(
+            f"a row has {longest} tokens and the window of model {Path(name).name!r} is {window}: lower --capacity (rows "
+            f"are then cut), or extend the model with --rope yarn --rope_factor {longest / window:.2f}"
+        )
+
+
+def check_same_run(out: Path, settings: dict) -> None:
+    """Raise ValueError when ``out`` holds checkpoints of a run with other settings."""
+    file = out / "run_settings.json"
+    if not any(out.glob("checkpoint-*")) or not file.is_file():
+        return
+    old = json.loads(file.read_text(encoding="utf8"))
+    for key, value in settings.items():
+        if old.get(key) != value:
+            raise ValueError(
+                f"{out.name} holds checkpoints of another run ({key}: {old.get(key)!r} there, {value!r} now): "
+                "give another --output_dir, or delete it"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, plan, train, save."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(RecipeArguments)
+    argv = check_options(argv)
+    if "-h" in argv or "--help" in argv:
+        HfArgumentParser((RecipeArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
     recipe, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if "--seed" in rest:
-        seed = int(rest[rest.index("--seed") + 1])
-    else:
-        seed = 0
+    if "--seed" not in rest:
+        rest += ["--seed", "0"]
+    seed = int(dict(itertools.pairwise(rest)).get("--seed", "0"))
+    if recipe.rope == "none" and recipe.rope_factor != 1:
+        raise ValueError(f"--rope_factor {recipe.rope_factor} without --rope: choose linear, base or yarn")
     store = TokenStore.load(Path(recipe.data))
     plan, lengths, fates = plan_for(recipe, store, seed)
-    facts = audit(plan, lengths) | {"ranks": world, "micro_steps": micro_steps(plan, world), "touched": len(fates)}
+    facts = audit(plan, lengths) | {"ranks": world, "micro_steps": micro_steps(plan, world), "touched": fates.fate.value_counts().to_dict()}
     if int(os.environ.get("RANK", "0")) == 0:
         print("plan:", json.dumps(facts), flush=True)
     if recipe.dry_run:
@@ -106,11 +155,23 @@ def train(recipe: RecipeArguments, args: TrainingArguments, store: TokenStore, p
 
     if args.process_index != 0:
         transformers.logging.set_verbosity_error()
-    dtype = recipe.dtype if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
+    # bf16 weights only where an optimiser keeps float32 masters: plain AdamW would lose small updates in them
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    names["auto"] = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32
+    if recipe.dtype not in names:
+        raise ValueError(f"--dtype {recipe.dtype!r} is not one of {', '.join(names)}")
+    dtype = names[recipe.dtype]
     model = models.load_model(recipe.model, dtype=dtype, device="cpu")
     if recipe.rope != "none":
         model = extend_context(model, recipe.rope, recipe.rope_factor)
+    check_window(model, plan, recipe.model)
     model.config.use_cache = False
+    settings = {k: v for k, v in vars(recipe).items() if k not in ("data", "dry_run")}
+    settings |= {"seed": args.seed, "learning_rate": args.learning_rate, "rows": len(store), "tokens": int(store.lengths.sum())}
+    check_same_run(Path(args.output_dir), settings)
+    if args.process_index == 0:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        (Path(args.output_dir) / "run_settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
     exponent = None if recipe.pack_mean else recipe.exponent
     trainer = LongAlignTrainer(model, args, store=store, plan=plan, exponent=exponent, denominator=recipe.denominator,
                                processing_class=models.load_tokenizer(recipe.model))  # fmt: skip

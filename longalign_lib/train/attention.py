@@ -30,7 +30,7 @@ def packed_attention(
     """Attention function in transformers' interface.
 
     Args:
-        module: the attention layer; its ``is_causal`` is respected.
+        module: the attention layer; outside packs its ``is_causal`` is respected, a pack is always causal.
         query [B, H, T, D], key and value [B, G, T', D]; G divides H.
         attention_mask: None, or a mask that `mask_for` made for batches that are not packs.
         scaling: multiplies the scores; ``D ** -0.5`` by default.
@@ -105,12 +105,13 @@ def _refuse(module, kwargs: dict, dropout: float, longest: int) -> None:
 
 
 def mask_for(*args, attention_mask=None, **kwargs):
-    """Mask function beside `packed_attention`: none for packs and unpadded batches, sdpa's own mask for padded ones.
+    """Mask function beside `packed_attention`: none for packs and unpadded prompts, sdpa's own for padding and caches.
 
     transformers hands over a 2-D ``attention_mask`` where there is padding; without this function it would be
     dropped silently.
     """
-    if attention_mask is None or bool(attention_mask.all()):
+    plain = attention_mask is None or bool(attention_mask.all())
+    if plain and kwargs.get("q_length") == kwargs.get("kv_length"):
         return None
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 

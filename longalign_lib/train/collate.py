@@ -34,9 +34,10 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
     Raises:
         ValueError: a row of the store is shorter than the plan says (the plan belongs to other data).
     """
-    rows = rows.sort_values("offset")
+    order = np.argsort(rows.offset.to_numpy(), kind="stable")
+    weights = (np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=float))[order]
+    rows = rows.iloc[order]
     lengths = rows.length.to_numpy()
-    weights = np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=float)
     width = int(lengths.max()) if padded else int(lengths.sum())
     size = width * len(rows) if padded else width
     starts = np.arange(len(rows)) * width if padded else np.concatenate([[0], np.cumsum(lengths)[:-1]])

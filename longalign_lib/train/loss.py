@@ -49,8 +49,9 @@ def token_weights(targets, step, p: float = 1.0, denominator: str = "step") -> n
     safe = np.where(has, targets, 1.0)
     _, index = np.unique(step, return_inverse=True)
     sums = np.bincount(index, weights=np.where(has, safe ** (1 - p), 0.0))
+    mean = sums.mean() or 1.0
     sums = np.where(sums > 0, sums, 1.0)  # a step without any target has weight nowhere
-    total = sums[index] if denominator == "step" else sums.mean()
+    total = sums[index] if denominator == "step" else mean
     return np.where(has, safe**-p / total, 0.0)
 
 

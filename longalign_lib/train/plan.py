@@ -11,8 +11,8 @@ times, the audit, and resume (a step number is all the state there is).
     packed    bins of ``capacity`` tokens in random order, whatever they cost
     balanced  packed, and packs that run side by side cost about the same, while every step holds dear and cheap ones
 
-Invariants: every row is in the plan once an epoch; no pack holds more than ``capacity`` tokens (padding included); a last
-step may be short, nothing is dropped. Cost: a sort and one packing an epoch; 90 bytes a row.
+Invariants: every row is in the plan once an epoch; no pack holds more than ``capacity`` tokens (padding included); a
+step may be short (the last one, or any one of a sorted plan), nothing is dropped. Cost: a sort and one packing an epoch; 90 bytes a row.
 """
 
 from __future__ import annotations

@@ -55,13 +55,27 @@ class RankPacks(Dataset):
     def __getitem__(self, index: int) -> dict:
         pack = self._pack.get(divmod(index, self.micro))
         if pack is None:
-            return empty_pack(self.pad_id, self.plan.padded)
+            return empty_pack(self.pad_id, self.plan.padded) | {"tokens": 0}
         lines = self._lines[pack].sort_values("offset")
-        return collate(lines, self.store, lines.weight, padded=self.plan.padded, pad_id=self.pad_id)
+        batch = collate(lines, self.store, lines.weight, padded=self.plan.padded, pad_id=self.pad_id)
+        return batch | {"tokens": int(lines.length.sum())}
 
 
 # transformers before 5.2x has no `loss_is_scaled_for_ga` and divides every loss that is not its own by the accumulation count.
 _KNOWS_SCALED_LOSS = hasattr(Trainer, "loss_is_scaled_for_ga")
+
+
+def _refuse_other_mixers(model, name: str) -> None:
+    """Raise ValueError for a model in which documents of a pack meet elsewhere than in attention, or by another attention."""
+    config = model.config.get_text_config()
+    others = sorted({kind for kind in getattr(config, "layer_types", None) or () if not kind.endswith("attention")})
+    recurrent = any(word in type(model).__name__ for word in ("Mamba", "Rwkv", "Jamba", "FalconH1"))
+    if config._attn_implementation != name or others or recurrent or "Bloom" in type(model).__name__:
+        raise ValueError(
+            f"{type(model).__name__} does not keep documents of a pack apart under attention {name!r} "
+            f"(attention in use: {config._attn_implementation!r}, other layers: {others or 'see the model'}): "
+            "use a model whose only mixing layers are transformers attention, or a padded plan (naive, sorted)"
+        )
 
 
 def _only(items: list):
@@ -98,6 +112,7 @@ class LongAlignTrainer(Trainer):
         if attention_name is not None and not plan.padded:
             attention.register()
             model.set_attn_implementation(attention_name)
+            _refuse_other_mixers(model, attention_name)
         self.plan, self.store = plan, store
         pad = getattr(model.config, "pad_token_id", None) or 0
         self.rank_packs = RankPacks(plan, store, args.process_index, args.world_size,
@@ -117,13 +132,13 @@ class LongAlignTrainer(Trainer):
         """Weighted sum of token losses, times the ranks that gradients are averaged over."""
         if return_outputs:
             raise ValueError("LongAlignTrainer computes no outputs beside the loss; use heldout.held_out_loss to evaluate")
+        tokens = inputs.pop("tokens")
         losses, row, position = target_losses(model, inputs)
         weighted = (losses * inputs["loss_weights"][row, position]).sum()
         with torch.no_grad():
             inverse = inputs["inverse_targets"][row, position]
             real = (inverse > 0).float()
             sequences = inverse.sum()  # sum over targets of 1 / N_i counts the sequences
-            tokens = inputs["position_ids"].numel() if real.any() else 0
             news = [(losses * real).sum(), real.sum(), (losses * inverse).sum(), sequences, tokens]
             self._sums = [a + float(b) for a, b in zip(self._sums, news, strict=True)]
         scale = self.args.world_size

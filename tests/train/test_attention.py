@@ -102,10 +102,14 @@ def test_generation_and_padding_still_work(packed_model):
         generated = packed_model.generate(ids[1:], max_new_tokens=5, do_sample=False)
         packed_model.set_attn_implementation("sdpa")
         theirs = packed_model(input_ids=ids, attention_mask=mask).logits
+        static = packed_model.generate(ids[1:], max_new_tokens=5, do_sample=False, cache_implementation="static")
+        packed_model.set_attn_implementation(attention.NAME)
+        our_static = packed_model.generate(ids[1:], max_new_tokens=5, do_sample=False, cache_implementation="static")
+        packed_model.set_attn_implementation("sdpa")
         expected = packed_model.generate(ids[1:], max_new_tokens=5, do_sample=False)
     assert torch.allclose(ours[0, 4:], theirs[0, 4:]) and torch.allclose(ours[1], theirs[1])
     assert torch.allclose(continued[0], theirs[1, 6:])
-    assert generated.tolist() == expected.tolist()
+    assert generated.tolist() == expected.tolist() == static.tolist() == our_static.tolist()
 
 
 class Layer(torch.nn.Module):
@@ -144,6 +148,14 @@ def test_collate_lays_out_what_the_docstring_says():
     padded = collate(lines.assign(offset=[0, 3]), store, [0.5, 0.25], padded=True, pad_id=9)
     assert padded["input_ids"].shape == (2, 3) and padded["input_ids"][1, 2] == 9 and padded["labels"][1, 2] == IGNORE
     assert "cu_seq_lens_q" not in padded
+
+
+def test_collate_weighs_the_right_rows_in_any_order():
+    store, lines = pack_of([5, 5])
+    weights = [0.9, 0.1]
+    straight = collate(lines, store, weights)
+    turned = collate(lines.iloc[::-1], store, weights[::-1])
+    assert torch.equal(straight["loss_weights"], turned["loss_weights"]) and straight["loss_weights"].max() > 0.8
 
 
 def test_collate_refuses_a_plan_of_other_data():

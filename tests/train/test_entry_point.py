@@ -71,3 +71,45 @@ def test_any_number_of_processes_and_zero3_take_the_same_steps(run_folder, root)
 
     weights = [AutoModelForCausalLM.from_pretrained(run_folder / name).state_dict() for name in ("one", "zero3")]
     assert all(torch.allclose(weights[0][k].float(), weights[1][k].float(), atol=2e-3) for k in weights[0])
+
+
+def test_options_that_the_plan_sets_are_refused():
+    from longalign_lib.train.__main__ import check_options
+
+    assert check_options(["--seed=3", "--data", "x"]) == ["--seed", "3", "--data", "x"]
+    with pytest.raises(ValueError, match="--num_train_epochs is set by the plan: use --epochs"):
+        check_options(["--num_train_epochs=3"])
+
+
+def test_a_row_beyond_the_window_names_both_numbers_and_the_fix(tiny_model):
+    from longalign_lib.train.__main__ import check_window
+    from longalign_lib.train.plan import build_plan
+
+    plan = build_plan([700, 20], method="packed", capacity=1024, packs_per_step=1)
+    with pytest.raises(ValueError, match=r"a row has 700 tokens and the window .* is 512.*--rope_factor 1.37"):
+        check_window(tiny_model, plan, "tiny")
+    check_window(tiny_model, build_plan([512], method="packed", capacity=1024, packs_per_step=1), "tiny")
+
+
+def test_checkpoints_of_another_run_are_not_resumed(tmp_path):
+    from longalign_lib.train.__main__ import check_same_run
+
+    check_same_run(tmp_path, {"seed": 1})
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "run_settings.json").write_text('{"seed": 1}')
+    check_same_run(tmp_path, {"seed": 1})
+    with pytest.raises(ValueError, match=r"another run \(seed: 1 there, 2 now\)"):
+        check_same_run(tmp_path, {"seed": 2})
+
+
+def test_rows_that_lose_every_target_are_left_out_with_a_reason():
+    from longalign_lib.train.__main__ import RecipeArguments, plan_for
+
+    lengths = [40, 10, 40]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    mask = np.zeros(90, dtype=bool)
+    mask[[38, 39, 48, 60]] = True  # row 0: only the last two tokens; row 1: one; row 2: an early one
+    store = TokenStore(np.ones(90, np.int32), mask, starts, [{}, {}, {}])
+    plan, fitted, fates = plan_for(RecipeArguments(data="", capacity=32, packs_per_step=1, epochs=1), store, 0)
+    assert fitted.tolist() == [0, 10, 32] and sorted(plan.table.row) == [1, 2]
+    assert fates.set_index("row").fate.to_dict() == {0: "no target left", 2: "truncated"}

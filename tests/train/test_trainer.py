@@ -123,3 +123,26 @@ def test_held_out_loss_against_transformers(tiny_model):
     assert m["sequence_mean"] == pytest.approx(table.loss.mean()) and m["sequences"] == 5
     with pytest.raises(ValueError, match="no held-out row"):
         means(table.iloc[:0])
+
+
+def test_models_that_mix_documents_elsewhere_are_refused():
+    from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForCausalLM
+
+    from longalign_lib.train import attention
+    from longalign_lib.train.trainer import _refuse_other_mixers
+
+    attention.register()
+    mamba = Mamba2Config(vocab_size=97, hidden_size=16, num_heads=4, head_dim=8, num_hidden_layers=1, state_size=8, n_groups=1)
+    bloom = BloomConfig(vocab_size=97, hidden_size=16, n_layer=1, n_head=2)
+    for model in (Mamba2ForCausalLM(mamba), BloomForCausalLM(bloom)):
+        with pytest.raises(ValueError, match="does not keep documents of a pack apart"):
+            _refuse_other_mixers(model, attention.NAME)
+
+
+def test_tokens_per_second_counts_no_padding():
+    store = make_store()
+    lengths, targets = sizes(store)
+    for method in ("naive", "packed"):
+        plan = build_plan(lengths, targets, method=method, capacity=80, packs_per_step=4, rows_per_pack=2)
+        ranks = [RankPacks(plan, store, r, 2) for r in range(2)]
+        assert sum(rank[i]["tokens"] for rank in ranks for i in range(len(rank))) == lengths.sum()

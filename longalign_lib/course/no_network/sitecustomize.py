@@ -2,7 +2,8 @@
 
 The course promises to need no network once it is installed. The runner puts this folder first on PYTHONPATH, so kernels,
 torchrun's processes and the local model server all get the hook. A forbidden attempt raises, and is appended to the file
-that LONGALIGN_NETWORK_LOG names, so that a library that swallows the error is still found out.
+that LONGALIGN_NETWORK_LOG names, so that a library that swallows the error is still found out. The hook sees Python's own
+sockets; connections made inside C++ libraries (gloo's, between local processes) pass unseen.
 """
 
 import os
@@ -31,11 +32,11 @@ def _forbid(event, host):
 
 
 def _hook(event, args):
-    if event == "socket.connect" or event == "socket.sendto":
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = args[1]
         if isinstance(address, tuple) and not _is_local(address[0]):
             _forbid(event, address[0])
-    elif event == "socket.getaddrinfo" and not _is_local(args[0]):
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname") and not _is_local(args[0]):
         _forbid(event, args[0])
 
 
