@@ -55,6 +55,9 @@ def packed_attention(
         return out.transpose(1, 2).contiguous(), None
     if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise ValueError(f"a pack is one line without a cache, got query {tuple(query.shape)}, key {tuple(key.shape)}")
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # rotary embedding hands back float32 under autocast; the kernels want 16 bit
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     # [1, H, T, D] -> [T, H, D]
     q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):

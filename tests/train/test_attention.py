@@ -112,6 +112,21 @@ def test_generation_and_padding_still_work(packed_model):
     assert generated.tolist() == expected.tolist() == static.tolist() == our_static.tolist()
 
 
+def test_float32_weights_under_autocast_reach_the_kernel_in_16_bit(packed_model, monkeypatch):
+    seen = []
+    loop = attention.document_loop_attention
+    monkeypatch.setattr(attention, "document_loop_attention", lambda q, *rest: seen.append(q.dtype) or loop(q, *rest))
+    store, lines = pack_of([7, 12])
+    batch = model_inputs(collate(lines, store))
+    model = packed_model.float()
+    with torch.no_grad():
+        exact = model(**batch).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(**batch).logits.float()
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
+
+
 class Layer(torch.nn.Module):
     is_causal = True
 
