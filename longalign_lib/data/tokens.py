@@ -168,6 +168,16 @@ class TokenStore:
         mask[self.starts[:-1]] = False
         return np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[self.starts])
 
+    def count_targets(self, rows, starts, lengths) -> np.ndarray:
+        """Target tokens that the loss sees in stretches of rows, the first token of a stretch not counted.
+
+        Args:
+            rows, starts, lengths: int[m] each; stretch k is tokens starts[k] .. starts[k] + lengths[k] of row rows[k].
+        """
+        before = np.concatenate([[0], np.cumsum(self.labels_mask, dtype=np.int64)])
+        first = self.starts[:-1][np.asarray(rows)] + np.asarray(starts)
+        return before[first + np.asarray(lengths)] - before[np.minimum(first + 1, first + np.asarray(lengths))]
+
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Row i as (input_ids int32[T], labels int32[T], -100 off the target tokens)."""
         if not -len(self) <= i < len(self):

@@ -12,16 +12,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import transformers
 from transformers import HfArgumentParser, TrainingArguments
 
 from longalign_lib import models
 from longalign_lib.data.tokens import TokenStore
-from longalign_lib.train.loss import IGNORE
-from longalign_lib.train.plan import audit, build_plan, fit_lengths, micro_steps
+from longalign_lib.train.audit import audit, report
+from longalign_lib.train.plan import build_plan, micro_steps
 from longalign_lib.train.rope import extend_context
+from longalign_lib.train.rows import fit_rows
 
 
 @dataclass
@@ -37,7 +36,9 @@ class RecipeArguments:
     exponent: float = field(default=1.0, metadata={"help": "loss weights: 1 = every sequence alike (Eq. 4), 0 = token mean"})
     pack_mean: bool = field(default=False, metadata={"help": "plain packing's loss (Eq. 3) in place of the exponent"})
     denominator: str = field(default="step", metadata={"help": "step (Eq. 4) or epoch"})
-    over_long: str = field(default="truncate", metadata={"help": "rows over the capacity: truncate, drop or error"})
+    over_long: str = field(default="truncate", metadata={"help": "rows over the capacity: truncate, split, drop or error"})
+    max_ranks: int | None = field(default=None, metadata={"help": "most ranks to balance for (balanced); default: packs_per_step"})
+    pool: int | None = field(default=None, metadata={"help": "steps whose packs are sorted by cost together (balanced): 1 mixes most, default: all of an epoch"})
     dtype: str = field(default="auto", metadata={"help": "type of the weights: float32, bfloat16, or auto (bfloat16 with --bf16 and DeepSpeed, which keeps float32 masters)"})
     rope: str = field(default="none", metadata={"help": "context extension: none, linear, base or yarn"})
     rope_factor: float = field(default=1.0, metadata={"help": "its factor"})
@@ -45,18 +46,11 @@ class RecipeArguments:
 
 
 def plan_for(recipe: RecipeArguments, store: TokenStore, seed: int):
-    """The plan of a run, and the fates of rows that do not fit."""
-    lengths, fates = fit_lengths(store.lengths, recipe.capacity, recipe.over_long)
-    targets = np.array([int((store[i][1][1:n] != IGNORE).sum()) for i, n in enumerate(lengths)])
-    lost = np.flatnonzero((lengths > 0) & (targets == 0))  # nothing to learn from: the answer was cut off, or there was none
-    if lost.size:
-        whole = store.lengths[lost]
-        gone = pd.DataFrame({"row": lost, "length": whole, "fate": "no target left", "tokens_lost": whole})
-        fates, lengths = pd.concat([fates[~fates.row.isin(lost)], gone], ignore_index=True), lengths.copy()
-        lengths[lost] = 0
-    plan = build_plan(lengths, targets, method=recipe.method, capacity=recipe.capacity,
-                      packs_per_step=recipe.packs_per_step, seed=seed, epochs=recipe.epochs)  # fmt: skip
-    return plan, lengths, fates
+    """The plan of a run, and the fates of rows that do not fit or have no target."""
+    pieces, fates = fit_rows(store.lengths, recipe.capacity, recipe.over_long, store.count_targets)
+    plan = build_plan(pieces, method=recipe.method, capacity=recipe.capacity, packs_per_step=recipe.packs_per_step,
+                      max_ranks=recipe.max_ranks, pool=recipe.pool, seed=seed, epochs=recipe.epochs)  # fmt: skip
+    return plan, fates
 
 
 SET_BY_THE_PLAN = ("--num_train_epochs", "--per_device_train_batch_size", "--gradient_accumulation_steps")
@@ -111,8 +105,9 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.rope == "none" and recipe.rope_factor != 1:
         raise ValueError(f"--rope_factor {recipe.rope_factor} without --rope: choose linear, base or yarn")
     store = TokenStore.load(Path(recipe.data))
-    plan, lengths, fates = plan_for(recipe, store, seed)
-    facts = audit(plan, lengths) | {"ranks": world, "micro_steps": micro_steps(plan, world), "touched": fates.fate.value_counts().to_dict()}
+    plan, fates = plan_for(recipe, store, seed)
+    facts = audit(plan, store.lengths, fates) | report(plan, world) | {"ranks": world, "micro_steps": micro_steps(plan, world)}
+    facts["touched"] = fates.fate.value_counts().to_dict()
     if int(os.environ.get("RANK", "0")) == 0:
         print("plan:", json.dumps(facts), flush=True)
     if recipe.dry_run:

@@ -21,9 +21,9 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
     """Tensors of one pack.
 
     Args:
-        rows: the plan's lines of one pack (offset, row, length).
+        rows: the plan's lines of one pack (offset, row, length, and start where rows were split).
         store: anything indexed by row that gives ``(input_ids, labels)``, int arrays of at least ``length`` tokens.
-        weights: float[len(rows)], weight of a target token of each row (see `loss.token_weights`); 1 by default.
+        weights: float[len(rows)], weight of a target token of each row (see `weights.token_weights`); 1 by default.
         padded: whether the pack is rows padded to the longest (naive, sorted plans).
         pad_id: filler token of padded packs.
 
@@ -44,12 +44,13 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
     ids, positions = np.full(size, pad_id, dtype=np.int64), np.zeros(size, dtype=np.int64)
     labels = np.full(size, IGNORE, dtype=np.int64)
     loss_weights, inverse = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
-    for start, row, length, weight in zip(starts, rows.row, lengths, weights, strict=True):
-        row_ids, row_labels = store[int(row)]
+    firsts = rows.start.to_numpy() if "start" in rows else np.zeros(len(rows), dtype=np.int64)
+    for start, row, first, length, weight in zip(starts, rows.row, firsts, lengths, weights, strict=True):
+        row_ids, row_labels = (x[first : first + length] for x in store[int(row)])
         if len(row_ids) < length:
-            raise ValueError(f"row {row} has {len(row_ids)} tokens, the plan says {length}: they belong to other data")
+            raise ValueError(f"row {row} has {first + len(row_ids)} tokens, the plan says {first + length}: they belong to other data")
         here = slice(start, start + length)
-        ids[here], labels[here], positions[here] = row_ids[:length], row_labels[:length], np.arange(length)
+        ids[here], labels[here], positions[here] = row_ids, row_labels, np.arange(length)
         labels[start] = IGNORE
         target = labels[here] != IGNORE
         loss_weights[here], inverse[here] = weight * target, target / max(int(target.sum()), 1)

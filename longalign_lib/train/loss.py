@@ -1,67 +1,17 @@
-"""Loss weights of packed sequences, and the weighted loss of a stock model.
+"""The weighted loss of a stock model: losses at target positions, summed with the weights of `weights`.
 
-Letters of the paper: M sequences in K packs of one global batch; L_i is the summed loss of the N_i target tokens of sequence i.
-
-    Eq. 2, wanted            L  = 1/M sum_i L_i / N_i
-    Eq. 3, plain packing     L' = 1/K sum_k ( sum_{i in k} L_i / sum_{i in k} N_i )
-    Eq. 4, the repair        scale sequence i by K / (N_i M), sum in each pack, average over packs: then L' = L
-
-One exponent p covers the family: a target token of sequence i weighs ``N_i^-p / sum_j N_j^(1-p)``, j over the global batch.
-p = 1 is Eq. 2 = Eq. 4 (every sequence counts the same), p = 0 the token mean, 1/2 lies between. All weights of a step sum
-to one over its tokens, so losses are simply **summed** over tokens, packs, micro-steps and ranks: no split can change them.
+All weights of a global step sum to one over its tokens, so losses are simply **summed** over tokens, packs, micro-steps and
+ranks: no split can change them.
 """
 
 from __future__ import annotations
 
 import inspect
 
-import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 
 IGNORE = -100
-
-
-def token_weights(targets, step, p: float = 1.0, denominator: str = "step") -> np.ndarray:
-    """Weight of one target token of each sequence.
-
-    Args:
-        targets: int[n], target tokens N_i of each sequence.
-        step: int[n], the global step that each sequence is in.
-        p: exponent; 1 is Eq. 4 of LongAlign, 0 the token mean.
-        denominator: "step" divides by the step's own sum (Eq. 4); "epoch" by the mean over steps, so that a sequence
-            weighs the same in whatever step it sits, while steps no longer all sum to one.
-
-    Returns:
-        float64[n]; 0 for a sequence without targets.
-
-    Example:
-        >>> token_weights([1, 4], [0, 0], p=1).tolist()
-        [0.5, 0.125]
-    """
-    targets, step = np.asarray(targets, dtype=float), np.asarray(step)
-    if denominator not in ("step", "epoch"):
-        raise ValueError(f"denominator {denominator!r} is not 'step' or 'epoch'")
-    if targets.shape != step.shape or (targets < 0).any():
-        raise ValueError(f"targets {targets.shape} and step {step.shape} need one entry a sequence, targets >= 0")
-    has = targets > 0
-    safe = np.where(has, targets, 1.0)
-    _, index = np.unique(step, return_inverse=True)
-    sums = np.bincount(index, weights=np.where(has, safe ** (1 - p), 0.0))
-    mean = sums.mean() or 1.0
-    sums = np.where(sums > 0, sums, 1.0)  # a step without any target has weight nowhere
-    total = sums[index] if denominator == "step" else mean
-    return np.where(has, safe**-p / total, 0.0)
-
-
-def pack_mean_weights(targets, step, pack) -> np.ndarray:
-    """Eq. 3 in the same form, for comparison: 1 / (K x target tokens of the sequence's own pack)."""
-    frame = pd.DataFrame({"targets": np.asarray(targets, float), "step": step, "pack": pack})
-    of_pack = frame.groupby("pack").targets.transform("sum").to_numpy()
-    alive = frame[of_pack > 0].groupby("step").pack.nunique()
-    k = frame.step.map(alive).fillna(1).to_numpy()
-    return np.where(frame.targets > 0, 1 / (k * np.where(of_pack > 0, of_pack, 1)), 0.0)
 
 
 def sequence_losses(losses: torch.Tensor, sequence: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,18 +1,19 @@
 """The Plan: one plain table that says who sits where, for the whole training run.
 
 A row a sequence: ``epoch, step`` (global, counted through all epochs), ``pack`` (likewise), ``offset`` (first token in the
-pack), ``row`` (of the data), ``length``, ``targets`` (tokens that the loss sees). It depends on lengths, capacity, seed and the
-packs of a step, not on the ranks at hand: `assign` deals a step's packs to any number of ranks that divides
-``packs_per_step``. From it come the pictures of waste, K and M of every step and so the exact loss weights, simulated
-times, the audit, and resume (a step number is all the state there is).
+pack), ``row`` (of the data), ``start`` (first token of that row; 0 unless it was split), ``length``, ``targets`` (tokens that the
+loss sees). It depends on lengths, capacity, seed and the packs of a step, not on the ranks at hand: `assign` deals a step's
+packs to any number of ranks that divides ``packs_per_step``. From it come the pictures of waste, K and M of every step and
+so the exact loss weights, simulated times, the audit, and resume (a step number is all the state there is).
 
     naive     random order; a pack is ``rows_per_pack`` rows, padded to its longest
     sorted    sorted by length, global batches of neighbours in random order; padded likewise
     packed    bins of ``capacity`` tokens in random order, whatever they cost
-    balanced  packed, and packs that run side by side cost about the same, while every step holds dear and cheap ones
+    balanced  bins of level cost; bins that run side by side cost about the same, while every step holds dear and cheap ones
 
-Invariants: every row is in the plan once an epoch; no pack holds more than ``capacity`` tokens (padding included); a
-step may be short (the last one, or any one of a sorted plan), nothing is dropped. Cost: a sort and one packing an epoch; 90 bytes a row.
+Invariants: every row is in the plan once an epoch; no pack holds more than ``capacity`` tokens (padding included); steps
+differ by at most one pack (balanced: one group of ``max_ranks`` packs), so that no short last step of a few sequences weighs as
+much as a whole one; nothing is dropped. Cost: a sort and one packing an epoch, 34 bytes a row.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from longalign_lib.train.packing import ALGORITHMS, check_lengths
+from longalign_lib.train.packing import ALGORITHMS, check_lengths, radix_argsort
 
 METHODS = ("naive", "sorted", "packed", "balanced")
-COLUMNS = ["epoch", "step", "pack", "offset", "row", "length", "targets"]
+COLUMNS = {"epoch": np.int16, "step": np.int32, "pack": np.int32, "offset": np.int32, "row": np.int64,
+           "start": np.int32, "length": np.int32, "targets": np.int32}  # fmt: skip
+LARGEST = 2**31 - 1  # attention kernels count the tokens of a pack in 32 bits
 
 
 class PlanError(ValueError):
@@ -49,6 +52,7 @@ class Plan:
     seed: int = 0
     epochs: int = 1
     algorithm: str = ""
+    pool: int | None = None
 
     @property
     def padded(self) -> bool:
@@ -56,27 +60,34 @@ class Plan:
         return self.method in ("naive", "sorted")
 
     def packs(self) -> pd.DataFrame:
-        """A row a pack: step, pack, sequences, tokens, targets, slots (tokens computed, padding included), squares.
+        """A row a pack: pack, step, sequences, with_targets (sequences that the loss sees), tokens, targets, longest,
+        squares, slots (tokens computed, padding included).
 
         ``squares`` is the sum of squared lengths as computed, twice the attention work in token pairs.
         """
-        t = self.table.assign(square=self.table.length.astype(float) ** 2)
-        g = t.groupby("pack", sort=True)
-        packs = g.agg(step=("step", "first"), sequences=("row", "size"), tokens=("length", "sum"),
-                      targets=("targets", "sum"), longest=("length", "max"), squares=("square", "sum"))  # fmt: skip
+        t, pack = self.table, self.table.pack.to_numpy()
+        length = t.length.to_numpy(float)
+        sums = {"sequences": None, "with_targets": t.targets.to_numpy() > 0, "tokens": length,
+                "targets": t.targets.to_numpy(float), "squares": length * length}  # fmt: skip
+        packs = pd.DataFrame({k: np.bincount(pack, w) for k, w in sums.items()})
+        longest, step = np.zeros(len(packs)), np.zeros(len(packs), dtype=np.int64)
+        np.maximum.at(longest, pack, length)
+        step[pack] = t.step
+        packs = packs.assign(longest=longest, step=step)
         packs["slots"] = packs.tokens
         if self.padded:
             packs["slots"] = packs.sequences * packs.longest
-            packs["squares"] = packs.sequences * packs.longest.astype(float) ** 2
-        return packs.reset_index()
+            packs["squares"] = packs.sequences * packs.longest**2
+        whole = ["sequences", "with_targets", "tokens", "targets", "longest", "slots"]
+        packs[whole] = packs[whole].astype(np.int64)
+        packs.insert(0, "pack", np.arange(len(packs)))
+        return packs[packs.sequences > 0].reset_index(drop=True)
 
     def steps(self) -> pd.DataFrame:
-        """A row a step: K = packs, M = sequences with a target, tokens, targets, slots."""
-        t = self.table.assign(counts=self.table.targets > 0)
-        steps = t.groupby("step").agg(packs=("pack", "nunique"), sequences=("counts", "sum"), tokens=("length", "sum"),
-                                      targets=("targets", "sum"))  # fmt: skip
-        steps["slots"] = self.packs().groupby("step").slots.sum()
-        return steps.reset_index()
+        """A row a step: step, packs = K, sequences = M (those with a target), tokens, targets, slots."""
+        g = self.packs().groupby("step")
+        return g.agg(packs=("pack", "size"), sequences=("with_targets", "sum"), tokens=("tokens", "sum"),
+                     targets=("targets", "sum"), slots=("slots", "sum")).reset_index()  # fmt: skip
 
     def fill(self) -> float:
         """Real tokens over tokens computed (padded plans) or over packs x capacity (packed plans)."""
@@ -85,15 +96,18 @@ class Plan:
         return float(packs.tokens.sum() / room)
 
     def save(self, path: Path | str) -> Path:
-        """Write the table as Parquet, with everything else in its metadata."""
+        """Write the table as Parquet, with everything else in its metadata; a file cut off by a kill is never left."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        path = Path(path)
         facts = {k: v for k, v in asdict(self).items() if k != "table"}
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"longalign_plan": json.dumps(facts)})
-        pq.write_table(arrow, path)
-        return Path(path)
+        half = path.with_name(path.name + ".part")
+        pq.write_table(arrow, half)
+        half.replace(path)
+        return path
 
     @staticmethod
     def load(path: Path | str) -> Plan:
@@ -107,39 +121,6 @@ class Plan:
         return Plan(table=arrow.to_pandas(), **json.loads(facts))
 
 
-def fit_lengths(lengths, capacity: int, over_long: str = "truncate") -> tuple[np.ndarray, pd.DataFrame]:
-    """Decide the fate of rows longer than ``capacity``.
-
-    Args:
-        lengths: int[n], tokens a row.
-        capacity: tokens a pack.
-        over_long: "truncate" from the right as the paper says, "drop", or "error".
-
-    Returns:
-        Lengths that fit (0 where a row is left out), and a frame (row, length, fate, tokens_lost) of every row touched;
-        empty rows are left out as "empty".
-
-    Raises:
-        ValueError: unknown choice, or "error" and a row is too long (it is named).
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    if over_long not in ("truncate", "drop", "error"):
-        raise ValueError(f"over_long {over_long!r} is not one of truncate, drop, error")
-    long, empty = lengths > capacity, lengths < 1
-    if over_long == "error" and long.any():
-        row = int(np.flatnonzero(long)[0])
-        raise ValueError(
-            f"row {row} has {int(lengths[row])} tokens and the capacity is {capacity} ({int(long.sum())} such rows): "
-            "raise the capacity, or choose over_long='truncate' or 'drop'"
-        )
-    fitted = np.where(long, capacity if over_long == "truncate" else 0, np.maximum(lengths, 0))
-    rows = np.flatnonzero(long | empty)
-    fates = np.where(empty[rows], "empty", "truncated" if over_long == "truncate" else "dropped")
-    return fitted, pd.DataFrame(
-        {"row": rows, "length": lengths[rows], "fate": fates, "tokens_lost": (lengths - fitted)[rows]}
-    )
-
-
 def pair_work(lengths) -> np.ndarray:
     """Attention work of a sequence in token pairs, l^2 / 2: the default cost."""
     return np.asarray(lengths, dtype=float) ** 2 / 2
@@ -147,13 +128,13 @@ def pair_work(lengths) -> np.ndarray:
 
 def build_plan(
     lengths, targets=None, *, method: str, capacity: int, packs_per_step: int, rows_per_pack: int = 1,
-    max_ranks: int | None = None, seed: int = 0, epochs: int = 1, algorithm: str = "best_fit_decreasing",
-    cost: Callable[[np.ndarray], np.ndarray] = pair_work,
+    max_ranks: int | None = None, seed: int = 0, epochs: int = 1, algorithm: str | None = None,
+    cost: Callable[[np.ndarray], np.ndarray] = pair_work, pool: int | None = None,
 ) -> Plan:  # fmt: skip
     """Make a plan.
 
     Args:
-        lengths: int[n], tokens a row, each in 0..capacity; rows of length 0 are left out (see `fit_lengths`).
+        lengths: int[n], tokens a row, each in 0..capacity, rows of length 0 are left out; or the pieces of `rows.fit_rows`.
         targets: int[n], target tokens a row; ``lengths - 1`` (all but the first) by default.
         method: "naive", "sorted", "packed" or "balanced".
         capacity: tokens a pack holds at most.
@@ -161,117 +142,137 @@ def build_plan(
         rows_per_pack: rows of a padded pack (one rank's micro-batch); packed plans ignore it.
         max_ranks: the largest number of ranks to balance for; divides ``packs_per_step``; by default equal to it.
         seed, epochs: every epoch is drawn anew from ``(seed, epoch)``.
-        algorithm: a name in `packing.ALGORITHMS`, for "packed" and "balanced".
+        algorithm: a name in `packing.ALGORITHMS`; by default "best_fit_decreasing" for "packed", "cost_balanced" for
+            "balanced".
         cost: lengths -> work of each sequence, for "balanced".
+        pool: how many steps' packs, drawn at random, "balanced" sorts by cost together. The whole epoch (None) waits
+            least; 1 mixes most, so that M differs least from step to step. `audit.report` shows both.
 
     Raises:
         ValueError: names the argument that is off and what it accepts.
     """
-    lengths = np.asarray(lengths)
+    if isinstance(lengths, pd.DataFrame):
+        pieces = lengths
+        if targets is not None:
+            raise ValueError("pieces carry their own targets: give fit_rows a targets_of, not build_plan targets")
+        rows, starts, lengths, targets = (pieces[c].to_numpy() for c in ("row", "start", "length", "targets"))
+    else:
+        lengths = np.asarray(lengths)
+        rows, starts = np.arange(lengths.size), np.zeros(lengths.size, dtype=np.int64)
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    algorithm = algorithm or ("cost_balanced" if method == "balanced" else "best_fit_decreasing")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
     max_ranks = packs_per_step if max_ranks is None else max_ranks
-    for name, value in dict(packs_per_step=packs_per_step, rows_per_pack=rows_per_pack, max_ranks=max_ranks,
-                            epochs=epochs).items():  # fmt: skip
-        if isinstance(value, bool) or int(value) != value or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    counts = dict(capacity=capacity, packs_per_step=packs_per_step, rows_per_pack=rows_per_pack, max_ranks=max_ranks, epochs=epochs)
+    for name, value in (counts | ({} if pool is None else {"pool": pool})).items():
+        if isinstance(value, bool) or int(value) != value or not 1 <= value <= LARGEST:
+            raise ValueError(f"{name} must be a whole number in 1..{LARGEST}, got {value!r}")
     if packs_per_step % max_ranks:
         raise ValueError(f"packs_per_step {packs_per_step} is no multiple of max_ranks {max_ranks}")
     targets = np.maximum(lengths - 1, 0) if targets is None else np.asarray(targets)
     if targets.shape != lengths.shape:
         raise ValueError(f"targets has shape {targets.shape}, lengths has {lengths.shape}: give one number a row")
-    rows = np.flatnonzero(lengths != 0)
-    check_lengths(lengths[rows], capacity)
-    if not rows.size:
+    here = np.flatnonzero(lengths != 0)
+    held = check_lengths(lengths[here], capacity, here)
+    if not here.size:
         raise ValueError("no row has a token: there is nothing to plan")
-    if (targets[rows] >= lengths[rows]).any() or (targets < 0).any():
-        row = int(rows[np.flatnonzero((targets[rows] >= lengths[rows]) | (targets[rows] < 0))[0]])
+    off = np.flatnonzero((targets[here] >= held) | (targets[here] < 0))
+    if off.size:
+        row = int(here[off[0]])
         raise ValueError(f"row {row}: {targets[row]} targets in {lengths[row]} tokens; the first token is never one")
-    parts, step, pack = [], 0, 0
+    if method in ("naive", "sorted") and rows_per_pack * int(held.max()) > capacity:
+        raise ValueError(f"a padded pack of {rows_per_pack} rows of {held.max()} tokens needs {rows_per_pack * int(held.max())} "
+                         f"slots, over the capacity of {capacity}: lower rows_per_pack or raise the capacity")  # fmt: skip
+    columns = {name: [] for name in COLUMNS}
+    step = pack = 0
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
-        of_row, step_of_pack = _epoch(lengths[rows], method, capacity, packs_per_step, rows_per_pack, max_ranks,
-                                      algorithm, cost, rng)  # fmt: skip
-        order = np.lexsort((rng.random(rows.size), of_row))  # random order inside a pack, packs in order
-        part = pd.DataFrame({"epoch": epoch, "step": step_of_pack[of_row[order]] + step, "pack": of_row[order] + pack,
-                             "row": rows[order]})  # fmt: skip
-        parts.append(part)
-        step, pack = step + int(step_of_pack.max()) + 1, pack + len(step_of_pack)
-    table = pd.concat(parts, ignore_index=True)
-    table["length"], table["targets"] = lengths[table.row].astype(np.int64), targets[table.row].astype(np.int64)
-    by_pack = table.groupby("pack").length
-    if method in ("naive", "sorted"):
-        table["offset"] = by_pack.cumcount() * by_pack.transform("max")
-    else:
-        table["offset"] = by_pack.cumsum() - table.length
-    return Plan(table[COLUMNS], method, int(capacity), int(packs_per_step), int(lengths.size), int(rows_per_pack),
-                int(max_ranks), int(seed), int(epochs), algorithm if method in ("packed", "balanced") else "")  # fmt: skip
+        shuffled = rng.permutation(held.size)
+        of_row, sizes = _epoch(held[shuffled], method, capacity, packs_per_step, rows_per_pack, max_ranks, algorithm, cost,
+                               pool, rng)  # fmt: skip
+        order = radix_argsort(of_row)  # packs in order, rows of a pack in the random order of ``shuffled``
+        of_row, line = of_row[order], here[shuffled[order]]
+        first = np.flatnonzero(np.diff(of_row, prepend=-1))  # the first line of every pack
+        spans = np.diff(np.append(first, line.size))
+        length = lengths[line]
+        if method in ("naive", "sorted"):
+            offset = (np.arange(line.size) - np.repeat(first, spans)) * np.repeat(np.maximum.reduceat(length, first), spans)
+        else:
+            before = np.cumsum(length) - length
+            offset = before - np.repeat(before[first], spans)
+        of_pack = np.repeat(np.arange(len(sizes)), sizes) + step
+        values = (np.full(line.size, epoch), of_pack[of_row], of_row + pack, offset, rows[line], starts[line], length, targets[line])
+        for (name, dtype), column in zip(COLUMNS.items(), values, strict=True):
+            columns[name].append(column.astype(dtype))
+        step, pack = step + len(sizes), pack + len(spans)
+    table = pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()})
+    packed = method in ("packed", "balanced")
+    return Plan(table, method, int(capacity), int(packs_per_step), int(rows.max()) + 1, int(rows_per_pack), int(max_ranks),
+                int(seed), int(epochs), algorithm if packed else "", pool if method == "balanced" else None)  # fmt: skip
 
 
-def _epoch(lengths, method, capacity, per_step, rows_per_pack, ranks, algorithm, cost, rng):
-    """One epoch: (pack of every row, step of every pack), packs numbered in the order of their steps."""
+def _even(items: int, most: int) -> np.ndarray:
+    """Sizes of as few groups as ``most`` items each allow, as even as possible: 17 items, at most 8: 6 6 5."""
+    groups = -(-items // most)
+    return np.full(groups, items // groups) + (np.arange(groups) < items % groups)
+
+
+def _epoch(lengths, method, capacity, per_step, rows_per_pack, ranks, algorithm, cost, pool, rng):
+    """One epoch: the pack of every row, packs numbered in the order of steps, and how many packs each step has."""
     n = lengths.size
     if method in ("naive", "sorted"):
-        shuffled = rng.permutation(n)
-        if method == "sorted":
-            shuffled = shuffled[np.argsort(lengths[shuffled], kind="stable")]
-            if rows_per_pack * int(lengths.max()) > capacity:
-                _too_wide(rows_per_pack, int(lengths.max()), capacity)
-        elif rows_per_pack * int(lengths.max()) > capacity:
-            _too_wide(rows_per_pack, int(lengths.max()), capacity)
-        group = np.empty(n, dtype=np.int64)
-        group[shuffled] = np.arange(n) // (rows_per_pack * per_step)  # global batches of neighbours
-        batches = rng.permutation(int(group.max()) + 1) if method == "sorted" else np.arange(int(group.max()) + 1)
-        step_of_row = np.argsort(batches)[group]
-        within = np.empty(n, dtype=np.int64)
-        within[shuffled] = np.arange(n) % (rows_per_pack * per_step) // rows_per_pack
-        _, of_row = np.unique(step_of_row * per_step + within, return_inverse=True)
-        step_of_pack = np.empty(of_row.max() + 1, dtype=np.int64)
-        step_of_pack[of_row] = step_of_row
-        return of_row, step_of_pack
-    shuffled = rng.permutation(n)
-    of_row = np.empty(n, dtype=np.int64)
-    of_row[shuffled] = ALGORITHMS[algorithm](lengths[shuffled], capacity)
-    packs = int(of_row.max()) + 1
-    if method == "packed":
-        order = rng.permutation(packs)
+        order = np.argsort(lengths, kind="stable") if method == "sorted" else np.arange(n)
+        packs = -(-n // rows_per_pack)
+        sizes = _even(packs, per_step)
+        steps = rng.permutation(len(sizes)) if method == "sorted" else np.arange(len(sizes))  # the order of global batches
+        of_row = np.empty(n, dtype=np.int64)
+        of_row[order] = np.arange(n) // rows_per_pack
+        ends = np.cumsum(sizes)
+        new_order = np.concatenate([np.arange(ends[s] - sizes[s], ends[s]) for s in steps])
+        sizes = sizes[steps]
     else:
-        order = _balanced_order(np.bincount(of_row, weights=cost(lengths)), per_step, ranks, rng)
+        of_row = ALGORITHMS[algorithm](lengths, capacity)
+        packs = int(of_row.max()) + 1
+        if method == "packed":
+            new_order, sizes = rng.permutation(packs), _even(packs, per_step)
+        else:
+            costs = np.bincount(of_row, weights=cost(lengths))
+            new_order, sizes = _balanced_order(costs, np.bincount(of_row), per_step, ranks, pool, rng)
     place = np.empty(packs, dtype=np.int64)
-    place[order] = np.arange(packs)
-    return place[of_row], np.arange(packs) // per_step
+    place[new_order] = np.arange(packs)
+    return place[of_row], sizes
 
 
-def _too_wide(rows_per_pack: int, longest: int, capacity: int):
-    raise ValueError(
-        f"a padded pack of {rows_per_pack} rows of {longest} tokens needs {rows_per_pack * longest} slots, over the "
-        f"capacity of {capacity}: lower rows_per_pack or raise the capacity"
-    )
+def _balanced_order(costs, sequences, per_step: int, ranks: int, pool: int | None, rng):
+    """Order of the packs, and how many each step gets.
 
-
-def _balanced_order(costs: np.ndarray, per_step: int, ranks: int, rng) -> np.ndarray:
-    """Order of packs: groups of ``ranks`` packs of like cost; each step draws one group from each stratum of cost.
-
-    A group runs side by side, so nobody waits; a step mixes strata, so that no step is all long rows (which the loss,
-    divided by each step's own number of sequences, would over-weight).
+    Packs sorted by cost form groups of ``ranks`` that run side by side, so nobody waits. The groups, dearest first, are dealt to
+    the steps like cards, a round after the other, and in each round the group of most sequences goes to the step that
+    has fewest: steps hold dear and cheap groups alike, and M is as level as groups allow. Only the ``pool`` steps at hand
+    are sorted together.
     """
-    order = np.argsort(-costs, kind="stable")
-    groups = [order[i : i + ranks] for i in range(0, order.size, ranks)]
-    ragged = [groups.pop()] if groups and groups[-1].size < ranks else []  # the cheapest, incomplete one goes last
-    strata = max(1, per_step // ranks)
-    steps = -(-len(groups) // strata)
-    drawn = [rng.permutation(np.arange(s * steps, min((s + 1) * steps, len(groups)))) for s in range(strata)]
-    which = [[] for _ in range(steps)]
-    for stratum in drawn:
-        for k, group in enumerate(stratum):
-            which[k].append(int(group))
-    which.sort(key=len, reverse=True)  # steps that a short last stratum left incomplete come last
-    full = [w for w in which if len(w) == strata]
-    full = [full[i] for i in rng.permutation(len(full))]
-    chosen = [groups[g] for w in full + [w for w in which if len(w) < strata] for g in w] + ragged
-    return np.concatenate(chosen)
+    packs, groups_a_step = costs.size, per_step // ranks
+    shuffled = rng.permutation(packs)
+    groups_of_step = _even(-(-packs // ranks), groups_a_step)
+    chosen, at = [], 0  # chosen: the packs of each step
+    for part in np.array_split(groups_of_step, -(-len(groups_of_step) // (pool or len(groups_of_step)))):
+        here = shuffled[at : at + int(part.sum()) * ranks]
+        at += here.size
+        here = here[np.argsort(-costs[here], kind="stable")]
+        groups = [here[i : i + ranks] for i in range(0, here.size, ranks)]
+        size = np.array([sequences[g].sum() for g in groups])
+        have, dealt = np.zeros(len(part)), [[] for _ in part]
+        for first in range(0, len(groups), len(part)):  # a round: one group for each step
+            now = np.arange(first, min(first + len(part), len(groups)))
+            now = now[np.argsort(-size[now], kind="stable")]
+            for group, to in zip(now, np.lexsort((rng.random(len(part)), have)), strict=False):
+                dealt[to].append(groups[group])
+                have[to] += size[group]
+        chosen += [np.concatenate(d) for d in dealt]
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))]
+    return np.concatenate(chosen), np.array([len(c) for c in chosen])
 
 
 def assign(plan: Plan, world_size: int, balance: bool = True, cost: Callable | None = None) -> pd.DataFrame:
@@ -301,42 +302,3 @@ def assign(plan: Plan, world_size: int, balance: bool = True, cost: Callable | N
 def micro_steps(plan: Plan, world_size: int) -> int:
     """Micro-steps (gradient accumulation) of every step at this many ranks."""
     return -(-plan.packs_per_step // world_size)
-
-
-def audit(plan: Plan, lengths) -> dict:
-    """Prove the plan against the data; returns its facts.
-
-    Raises:
-        PlanError: a row is missing, twice, or unknown; a length differs; documents overlap; a pack is over capacity.
-    """
-    t, lengths = plan.table, np.asarray(lengths)
-    unknown = t.row[(t.row < 0) | (t.row >= lengths.size)]
-    if len(unknown):
-        raise PlanError(f"row {int(unknown.iloc[0])} is in the plan but the data has rows 0..{lengths.size - 1}")
-    wrong = t[t.length.to_numpy() != lengths[t.row]]
-    if len(wrong):
-        w = wrong.iloc[0]
-        raise PlanError(f"row {w.row} has {w.length} tokens in the plan and {lengths[w.row]} in the data")
-    for epoch in range(plan.epochs):
-        seen = np.bincount(t.row[t.epoch == epoch], minlength=lengths.size)
-        off = np.flatnonzero(seen != (lengths > 0))
-        if off.size:
-            raise PlanError(f"epoch {epoch}: row {off[0]} is in the plan {seen[off[0]]} times, not once ({off.size} such)")
-    s = t.sort_values(["pack", "offset"])
-    after = s.groupby("pack").offset.shift(-1)
-    overlap = s[(s.offset + s.length > after)]
-    if len(overlap):
-        raise PlanError(f"row {overlap.row.iloc[0]} overlaps its neighbour in pack {overlap.pack.iloc[0]}")
-    packs = plan.packs()
-    over = packs[packs.slots > plan.capacity]
-    if len(over):
-        raise PlanError(f"pack {over.pack.iloc[0]} holds {over.slots.iloc[0]} tokens, over the capacity {plan.capacity}")
-    spread = t.groupby("pack").step.nunique()
-    if (spread > 1).any():
-        raise PlanError(f"pack {spread.index[spread > 1][0]} is in more than one step")
-    steps = plan.steps()
-    if (steps.packs > plan.packs_per_step).any():
-        raise PlanError(f"step {steps.step[steps.packs > plan.packs_per_step].iloc[0]} has too many packs")
-    return {"method": plan.method, "rows": len(t), "left_out": int((lengths == 0).sum()), "packs": len(packs),
-            "steps": len(steps), "tokens": int(t.length.sum()), "targets": int(t.targets.sum()),
-            "fill": plan.fill()}  # fmt: skip

@@ -3,7 +3,7 @@
 What it changes in transformers' Trainer, and nothing else:
 - batches come from the plan: rank r reads the packs that `plan.assign` deals to it, micro-step by micro-step; ranks
   that a short last step leaves without a pack run an empty one, so collectives match;
-- the loss is the **sum** of weighted token losses (`loss.token_weights`: all weights of a global step sum to one), times
+- the loss is the **sum** of weighted token losses (`weights.token_weights`: all weights of a global step sum to one), times
   the number of ranks, because DDP and DeepSpeed average gradients over ranks. Nothing is divided by the accumulation count;
 - logs carry ``loss`` (the objective), ``loss_token_mean`` and ``loss_sequence_mean``, which compare across batch methods and
   exponents, and ``tokens_per_second``.
@@ -22,16 +22,9 @@ from transformers import Trainer
 
 from longalign_lib.train import attention
 from longalign_lib.train.collate import collate, empty_pack
-from longalign_lib.train.loss import pack_mean_weights, target_losses, token_weights
+from longalign_lib.train.loss import target_losses
 from longalign_lib.train.plan import Plan, assign, micro_steps
-
-
-def plan_weights(plan: Plan, exponent: float | None = 1.0, denominator: str = "step"):
-    """Token weight of every line of the plan's table: `token_weights`, or Eq. 3's pack mean for ``exponent=None``."""
-    t = plan.table
-    if exponent is None:
-        return pack_mean_weights(t.targets, t.step, t.pack)
-    return token_weights(t.targets, t.step, exponent, denominator)
+from longalign_lib.train.weights import plan_weights
 
 
 class RankPacks(Dataset):
@@ -91,7 +84,7 @@ class LongAlignTrainer(Trainer):
             ValueError says the number), ``per_device_train_batch_size`` 1 (a batch is a pack).
         store: row -> (input_ids, labels), such as a TokenStore.
         plan: who sits where; it covers all epochs, so Trainer sees one.
-        exponent, denominator: the loss weights, see `loss.token_weights`; exponent None is Eq. 3's plain packing.
+        exponent, denominator: the loss weights, see `weights.token_weights`; exponent None is Eq. 3's plain packing.
         balance: see `plan.assign`.
     """
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from longalign_lib.data.tokens import TokenStore
-from longalign_lib.train.plan import Plan, audit
+from longalign_lib.train.audit import audit
+from longalign_lib.train.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,7 @@ def test_rows_that_lose_every_target_are_left_out_with_a_reason():
     mask = np.zeros(90, dtype=bool)
     mask[[38, 39, 48, 60]] = True  # row 0: only the last two tokens; row 1: one; row 2: an early one
     store = TokenStore(np.ones(90, np.int32), mask, starts, [{}, {}, {}])
-    plan, fitted, fates = plan_for(RecipeArguments(data="", capacity=32, packs_per_step=1, epochs=1), store, 0)
-    assert fitted.tolist() == [0, 10, 32] and sorted(plan.table.row) == [1, 2]
-    assert fates.set_index("row").fate.to_dict() == {0: "no target left", 2: "truncated"}
+    plan, fates = plan_for(RecipeArguments(data="", capacity=32, packs_per_step=1, epochs=1), store, 0)
+    assert dict(zip(plan.table.row, plan.table.length)) == {1: 10, 2: 32}
+    assert fates[["row", "fate", "tokens_lost"]].to_numpy().tolist() == [[0, "truncated", 8], [0, "no target", 32], [2, "truncated", 8]]
+    assert audit(plan, lengths, fates)["tokens_lost"] == 48

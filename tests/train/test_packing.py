@@ -1,5 +1,9 @@
 """Packing against brute force and against the promises that the docstrings make."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +13,12 @@ from longalign_lib.train.packing import (
     ALGORITHMS,
     best_fit_decreasing,
     check_lengths,
+    cost_balanced,
     first_fit_decreasing,
     lower_bound,
     next_fit,
     pack_loads,
+    radix_argsort,
 )  # fmt: skip
 
 cases = st.integers(1, 70).flatmap(
@@ -60,6 +66,9 @@ def test_the_drawn_examples():
     assert next_fit(lengths, 10).tolist() == [0, 0, 1, 1, 2]
     assert first_fit_decreasing(lengths, 10).tolist() == [1, 0, 1, 0, 1]
     assert best_fit_decreasing(lengths, 10).tolist() == [1, 0, 1, 0, 1]
+    assert cost_balanced([6, 3, 3, 3, 2, 2, 1], 10, cost=lambda x: x**2).tolist() == [0, 1, 1, 1, 0, 0, 1]
+    packs = best_fit_decreasing([6, 3, 3, 3, 2, 2, 1], 10)
+    assert sorted(np.bincount(packs, [36, 9, 9, 9, 4, 4, 1])) == [26, 46]
 
 
 @pytest.mark.parametrize("capacity", [64, 65, 2**16, 2**16 + 1])
@@ -78,10 +87,153 @@ def test_no_rows_is_no_pack():
 @pytest.mark.parametrize(
     "lengths, capacity, message",
     [([3, 11], 10, "row 1 has 11 tokens"), ([0, 3], 10, "row 0 has 0 tokens"), ([1.5], 10, "whole numbers"),
-     ([[1]], 10, "one-dimensional"), ([1], 0, "capacity must be")],
+     ([[1]], 10, "one-dimensional"), ([1], 0, "capacity must be"), ([1], 1.5, "capacity must be"), ([1], True, "capacity must be"),
+     ([float("nan")], 10, "whole numbers"), ([-4], 10, "row 0 has -4 tokens"), ([2**40], 2**31, "row 0 has 1099511627776 tokens"),
+     ([True], 10, "whole numbers"), (["5"], 10, "whole numbers")],
 )  # fmt: skip
 def test_bad_input_is_named(lengths, capacity, message):
     with pytest.raises(ValueError, match=message):
         check_lengths(lengths, capacity)
-    with pytest.raises(ValueError, match=message):
-        best_fit_decreasing(lengths, capacity)
+    for pack in ALGORITHMS.values():
+        with pytest.raises(ValueError, match=message):
+            pack(lengths, capacity)
+
+
+def test_a_cost_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="one finite number a row"):
+        cost_balanced([1, 2], 5, cost=lambda x: np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match="one finite number a row"):
+        cost_balanced([1, 2], 5, cost=lambda x: 3.0)
+
+
+@given(cases, st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_loads_do_not_depend_on_the_order_of_rows(case, random):
+    capacity, lengths = case
+    shuffled = list(lengths)
+    random.shuffle(shuffled)
+    for name, pack in ALGORITHMS.items():
+        if name != "next_fit":
+            loads = [sorted(pack_loads(x, pack(x, capacity)).tolist()) for x in (lengths, shuffled)]
+            assert loads[0] == loads[1], name
+
+
+@given(cases)
+@settings(max_examples=200, deadline=None)
+def test_cost_balanced_needs_hardly_more_packs_and_loses_no_row(case):
+    capacity, lengths = case
+    fewest = best_fit_decreasing(lengths, capacity).max() + 1
+    assert cost_balanced(lengths, capacity).max() + 1 <= 1.005 * fewest
+    assert cost_balanced(lengths, capacity, cost=lambda x: np.ones(len(x)), tail=0).max() + 1 <= 1.005 * fewest
+
+
+def optimum(lengths, capacity):
+    """Fewest packs by trying every partition (restricted growth strings), for tiny cases."""
+    best = len(lengths)
+
+    def place(i, loads):
+        nonlocal best
+        if len(loads) >= best:
+            return
+        if i == len(lengths):
+            best = len(loads)
+            return
+        for k in range(len(loads)):
+            if loads[k] + lengths[i] <= capacity:
+                place(i + 1, [*loads[:k], loads[k] + lengths[i], *loads[k + 1 :]])
+        place(i + 1, [*loads, lengths[i]])
+
+    place(0, [])
+    return best
+
+
+def test_gap_to_the_optimum_on_tiny_cases():
+    """The known bound 11/9 OPT + 6/9 for first and best fit decreasing (Dosa 2007), and how often they are optimal."""
+    rng, optimal = np.random.default_rng(0), 0
+    for _ in range(150):
+        capacity = int(rng.integers(8, 30))
+        lengths = rng.integers(1, capacity + 1, 8).tolist()
+        best = optimum(lengths, capacity)
+        assert lower_bound(lengths, capacity) <= best
+        for name in ("first_fit_decreasing", "best_fit_decreasing", "cost_balanced"):
+            used = int(ALGORITHMS[name](lengths, capacity).max()) + 1
+            assert best <= used <= 11 / 9 * best + 6 / 9, name
+        optimal += used == best
+    assert optimal >= 140
+
+
+def test_cost_balanced_levels_costs_and_rows_of_the_long_tail_mix():
+    rng = np.random.default_rng(0)
+    short = np.clip(np.exp(rng.normal(6.6, 1.0, 5000)), 16, 8192).astype(int)
+    lengths = np.where(rng.random(5000) < 0.1, rng.integers(8192, 65537, 5000), short)
+    spread = {}
+    for name in ("best_fit_decreasing", "cost_balanced"):
+        packs = ALGORITHMS[name](lengths, 65_536)
+        for what, values in (("cost", lengths.astype(float) ** 2), ("rows", np.ones(5000))):
+            of_pack = np.bincount(packs, values)
+            spread[name, what] = of_pack.std() / of_pack.mean()
+    assert spread["cost_balanced", "cost"] < 0.85 * spread["best_fit_decreasing", "cost"]
+    assert spread["cost_balanced", "rows"] < 0.3 * spread["best_fit_decreasing", "rows"]
+
+
+@given(cases, st.lists(st.integers(0, 70), max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_best_fit_into_packs_that_are_open_already(case, rooms):
+    capacity, lengths = case
+    rooms = [min(r, capacity) for r in rooms]
+    left = list(rooms)
+    for length in sorted(lengths, reverse=True):
+        fits = [k for k, room in enumerate(left) if room >= length]
+        if fits:
+            left[min(fits, key=lambda k: left[k])] -= length
+        else:
+            left.append(capacity - length)
+    packs = best_fit_decreasing(lengths, capacity, rooms)
+    got = [*rooms, *[capacity] * (len(left) - len(rooms))] - pack_loads([*lengths, *[0] * len(left)], [*packs, *range(len(left))])
+    assert sorted(got) == sorted(left)
+    with pytest.raises(ValueError, match=r"rooms\[0\] is -1"):
+        best_fit_decreasing(lengths, capacity, [-1])
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=50))
+def test_radix_sort_is_a_stable_sort(keys):
+    assert radix_argsort(keys).tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+@pytest.mark.parametrize("capacity", [2**20 + 1, 2**31 + 7, 2**40])
+def test_large_capacities(capacity):
+    lengths = [capacity, capacity - 5, 3, 2, 1, capacity // 2, capacity - capacity // 2]
+    for name, pack in ALGORITHMS.items():
+        assert pack_loads(lengths, pack(lengths, capacity)).max() == capacity, name
+    with_odd = [capacity] * 3 + [1]
+    assert best_fit_decreasing(with_odd, capacity).max() + 1 == 4 == lower_bound(with_odd, capacity)
+
+
+def test_the_file_can_be_copied_into_an_empty_project(tmp_path, monkeypatch):
+    """NumPy is all it needs: run from a copy with every other package out of reach."""
+    import longalign_lib.train.packing as original
+
+    copied = tmp_path / "packing_copy.py"
+    copied.write_text(Path(original.__file__).read_text(encoding="utf8"), encoding="utf8")
+
+    class OnlyNumPy:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in ("longalign_lib", "pandas", "torch", "scipy", "transformers"):
+                raise ImportError(name)
+
+    for name in [m for m in sys.modules if m.split(".")[0] in ("longalign_lib", "pandas", "torch", "scipy", "transformers")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [OnlyNumPy(), *sys.meta_path])
+    copy = runpy.run_path(str(copied))
+    lengths = np.random.default_rng(0).integers(1, 60, 200)
+    for name, pack in ALGORITHMS.items():
+        assert copy[name](lengths, 100).tolist() == pack(lengths, 100).tolist()
+
+
+def test_what_the_published_packer_got_wrong():
+    """A full-length row, a pack filled exactly, and the last open pack: none may be lost, none may count as short."""
+    lengths = [65_536, 65_535, 1, 32_768, 32_768, 7]
+    for name, pack in ALGORITHMS.items():
+        loads = pack_loads(lengths, pack(lengths, 65_536)).tolist()
+        assert loads.count(65_536) == 3 and sum(loads) == sum(lengths), name
+        assert len(loads) == 4 and min(loads) == 7, f"{name}: the last pack is missing"

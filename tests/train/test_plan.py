@@ -1,13 +1,16 @@
 """The plan keeps its promises for every method, any number of ranks, and through a file."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longalign_lib.train.cost import StepCost, fit, from_config, simulate
-from longalign_lib.train.plan import METHODS, Plan, PlanError, assign, audit, build_plan, fit_lengths, micro_steps
+from longalign_lib.train.audit import audit
+from longalign_lib.train.plan import METHODS, Plan, PlanError, assign, build_plan, micro_steps
+from longalign_lib.train.rows import fit_rows
 
 
 def lengths_of(seed, n=200, capacity=256):
@@ -30,9 +33,12 @@ def test_every_row_once_an_epoch_and_packs_within_capacity(seed, method, n, per_
     if not plan.padded:
         for _, pack in plan.table.groupby("pack"):
             assert pack.offset.tolist() == [0, *np.cumsum(pack.length)[:-1]]
-    # steps are numbered 0.. without a gap and hold at most packs_per_step packs
+    # steps are numbered 0.. without a gap, hold at most packs_per_step packs, and no step is much shorter than another
     steps = plan.steps()
     assert steps.step.tolist() == list(range(len(steps))) and steps.packs.max() <= per_step
+    packs = steps.packs.groupby(plan.table.groupby("step").epoch.first())
+    assert (packs.max() - packs.min()).max() <= (2 * plan.max_ranks - 1 if method == "balanced" else 1)
+    assert (packs.size() == -(-packs.sum() // per_step)).all(), "more steps than needed"
 
 
 @given(st.integers(0, 10**6), st.sampled_from(METHODS), st.sampled_from([1, 2, 4, 8]))
@@ -64,28 +70,6 @@ def test_sorted_steps_hold_neighbours_and_come_in_random_order():
     assert not first.is_monotonic_increasing
 
 
-def test_balanced_micro_steps_wait_less_than_packed_ones():
-    lengths = np.random.default_rng(0).choice([20, 30, 60, 900], 4000, p=[0.5, 0.3, 0.15, 0.05])
-    cost = StepCost(0, 0, 1)
-    idle = {m: simulate(build_plan(lengths, method=m, capacity=1024, packs_per_step=32, max_ranks=8, seed=0), 8, cost,
-                        balance=m == "balanced").idle for m in ("packed", "balanced")}  # fmt: skip
-    assert idle["balanced"] < 0.1 < idle["packed"]
-
-
-def test_simulation_against_a_loop():
-    lengths = lengths_of(2)
-    plan = build_plan(lengths, method="naive", capacity=256, packs_per_step=8, seed=0)
-    cost = StepCost(0.5, 1e-2, 1e-4)
-    seconds = worked = 0.0
-    for _, step in plan.table.groupby("step"):
-        times = [0.5 + 1e-2 * x + 1e-4 * x * x for x in step.length]
-        for k in range(0, len(times), 4):
-            seconds += max(times[k : k + 4])
-            worked += sum(times[k : k + 4])
-    run = simulate(plan, 4, cost, balance=False)
-    assert run.seconds == pytest.approx(seconds) and run.idle == pytest.approx(1 - worked / (4 * seconds))
-
-
 def test_padding_is_counted():
     plan = build_plan([10, 4, 10, 4], method="sorted", capacity=64, packs_per_step=1, rows_per_pack=2, seed=0)
     assert plan.packs().slots.tolist() in ([8, 20], [20, 8]) and plan.fill() == 1.0
@@ -105,36 +89,14 @@ def test_saved_and_read_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "break_it, message",
-    [(lambda t: t.iloc[1:], "in the plan 0 times"), (lambda t: pd.concat([t, t.iloc[:1]]), "2 times"),
-     (lambda t: t.assign(row=t.row + 1), "tokens in the plan|the data has rows"),
-     (lambda t: t.assign(offset=0), "overlaps"), (lambda t: t.assign(pack=0, offset=t.length.cumsum() - t.length), "over the capacity")],
-)  # fmt: skip
-def test_audit_finds_a_broken_plan(break_it, message):
-    lengths = lengths_of(0)
-    plan = build_plan(lengths, method="packed", capacity=256, packs_per_step=4)
-    broken = Plan(**{**plan.__dict__, "table": break_it(plan.table)})
-    with pytest.raises(PlanError, match=message):
-        audit(broken, lengths)
-
-
-def test_over_long_and_empty_rows_have_a_recorded_fate():
-    lengths, fates = fit_lengths([5, 300, 0, 256], 256)
-    assert lengths.tolist() == [5, 256, 0, 256]
-    assert fates.fate.tolist() == ["truncated", "empty"] and fates.tokens_lost.tolist() == [44, 0]
-    dropped, fates = fit_lengths([5, 300], 256, "drop")
-    assert dropped.tolist() == [5, 0] and fates.fate.tolist() == ["dropped"] and fates.tokens_lost.tolist() == [300]
-    with pytest.raises(ValueError, match="row 1 has 300 tokens and the capacity is 256"):
-        fit_lengths([5, 300], 256, "error")
-    assert audit(build_plan(dropped, method="packed", capacity=256, packs_per_step=1), dropped)["left_out"] == 1
-
-
-@pytest.mark.parametrize(
     "change, message",
     [({"method": "pack"}, "method 'pack'"), ({"packs_per_step": 0}, "packs_per_step"), ({"max_ranks": 3}, "no multiple"),
      ({"algorithm": "magic"}, "algorithm 'magic'"), ({"capacity": 10}, "outside 1..10"), ({"targets": [1]}, "shape"),
      ({"targets": [5, 2]}, "first token is never one"), ({"lengths": [0, 0]}, "no row"),
-     ({"method": "naive", "rows_per_pack": 9}, "lower rows_per_pack")],
+     ({"method": "naive", "rows_per_pack": 9}, "lower rows_per_pack"), ({"pool": 0}, "pool"), ({"pool": 1.5}, "pool"),
+     ({"capacity": 2**31}, "capacity must be"), ({"lengths": [5, 2**31]}, "row 1 has 2147483648 tokens"),
+     ({"lengths": [5.0, 30.0]}, "whole numbers"), ({"lengths": [5, float("nan")]}, "whole numbers"), ({"lengths": []}, "no row|whole"),
+     ({"lengths": [5, -3]}, "row 1 has -3 tokens"), ({"lengths": [0, 101]}, "row 1 has 101 tokens")],
 )  # fmt: skip
 def test_bad_arguments_are_named(change, message):
     good = {"lengths": [5, 30], "method": "packed", "capacity": 100, "packs_per_step": 4}
@@ -148,25 +110,66 @@ def test_ranks_that_do_not_divide_are_refused_with_those_that_do():
         assign(plan, 4)
 
 
-def test_cost_is_recovered_from_times_it_made():
-    true = StepCost(0.1, 2e-5, 3e-10)
-    slots = np.array([512, 2048, 8192, 32768, 65536, 65536])
-    squares = np.array([512, 2048, 8192, 32768, 65536, 8192], float) ** 2
-    found = fit(slots, squares, true(slots, squares))
-    assert found(slots, squares) == pytest.approx(true(slots, squares), rel=1e-6)
-    with pytest.raises(ValueError, match="three positive times"):
-        fit([1, 2], [1, 4], [0.1, 0.2])
+def test_no_short_last_step_of_a_few_rows():
+    """17 packs, 8 a step: 6, 6 and 5, not 8, 8 and a last step of one pack that weighs as much as eight."""
+    for method in METHODS:
+        plan = build_plan([10] * 17, method=method, capacity=10, packs_per_step=8, max_ranks=1, seed=0)
+        assert sorted(plan.steps().packs) == [5, 6, 6], method
 
 
-def test_flops_of_a_config_against_counting_matrix_products():
-    from transformers import LlamaConfig
+def test_the_table_against_a_plain_loop():
+    """Offsets, lengths and targets of every line, rebuilt row by row with dictionaries."""
+    lengths = lengths_of(5, 300)
+    for method in METHODS:
+        plan = build_plan(lengths, method=method, capacity=512, packs_per_step=4, rows_per_pack=2, seed=1, epochs=2)
+        at, longest = {}, plan.table.groupby("pack").length.max().to_dict()
+        for line in plan.table.itertuples():
+            assert line.offset == at.get(line.pack, 0) and line.length == lengths[line.row] and line.start == 0
+            assert line.targets == lengths[line.row] - 1
+            at[line.pack] = line.offset + (longest[line.pack] if plan.padded else line.length)
+        packs = plan.packs().set_index("pack")
+        for pack, lines in plan.table.groupby("pack"):
+            squares = (lines.length.astype(float) ** 2).sum() if not plan.padded else len(lines) * float(lines.length.max()) ** 2
+            assert packs.squares[pack] == squares and packs.longest[pack] == lines.length.max()
+            assert packs.slots[pack] == at[pack] and packs.step[pack] == lines.step.iloc[0]
 
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2)  # fmt: skip
-    flops = lambda m, k, n: 2 * m * k * n  # noqa: E731
-    tokens = 64
-    linear = 2 * (flops(tokens, 32, 32) * 2 + flops(tokens, 32, 16) * 2 + flops(tokens, 32, 48) * 3) + flops(tokens, 32, 97)
-    pairs = tokens * tokens / 2
-    attention = 2 * 2 * (2 * pairs * 32)
-    cost = from_config(config, flops_per_second=1.0)
-    assert cost(tokens, tokens**2) == pytest.approx(3 * (linear + attention))  # backward costs twice the forward
+
+def test_groups_of_a_balanced_plan_are_neighbours_in_cost():
+    """With a group a step and all packs sorted together, every step holds packs that are consecutive in cost."""
+    lengths = lengths_of(3, 2000)
+    plan = build_plan(lengths, method="balanced", capacity=256, packs_per_step=4, seed=0)
+    spans = plan.packs().groupby("step").squares.agg(["min", "max"]).sort_values(["min", "max"]).to_numpy()
+    assert len(spans) > 20 and (spans[1:, 0] >= spans[:-1, 1]).all()
+
+
+def test_pool_one_groups_only_within_a_random_step():
+    lengths = lengths_of(3, 2000)
+    spread = {pool: build_plan(lengths, method="balanced", capacity=256, packs_per_step=4, pool=pool, seed=0).packs()
+              .groupby("step").squares.std().mean() for pool in (1, 4, None)}  # fmt: skip
+    assert spread[1] > spread[4] > spread[None]
+
+
+def test_pieces_of_split_rows_are_planned_with_their_starts():
+    pieces, fates = fit_rows([5, 70, 30], 32, "split")
+    plan = build_plan(pieces, method="packed", capacity=32, packs_per_step=2, seed=0)
+    assert audit(plan, [5, 70, 30], fates)["rows"] == 5
+    assert sorted(map(tuple, plan.table[["row", "start", "length"]].to_numpy())) == [(0, 0, 5), (1, 0, 32), (1, 32, 32), (1, 64, 6), (2, 0, 30)]
+    with pytest.raises(ValueError, match="pieces carry their own targets"):
+        build_plan(pieces, [1] * 5, method="packed", capacity=32, packs_per_step=2)
+
+
+def test_a_kill_leaves_no_half_written_plan(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    plan = build_plan(lengths_of(0), method="packed", capacity=256, packs_per_step=4)
+    plan.save(tmp_path / "plan.parquet")
+    before = (tmp_path / "plan.parquet").read_bytes()
+
+    def cut_off(table, path):
+        Path(path).write_bytes(b"PAR1 half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        plan.save(tmp_path / "plan.parquet")
+    assert (tmp_path / "plan.parquet").read_bytes() == before

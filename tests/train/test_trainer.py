@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 from longalign_lib.train.heldout import held_out_loss, means
 from longalign_lib.train.loss import IGNORE
 from longalign_lib.train.plan import build_plan, micro_steps
-from longalign_lib.train.trainer import LongAlignTrainer, RankPacks, plan_weights
+from longalign_lib.train.trainer import LongAlignTrainer, RankPacks
+from longalign_lib.train.weights import plan_weights
 
 
 def make_store(n=24, seed=0):
