@@ -62,3 +62,31 @@ def read_with_care(needles: pd.DataFrame, gaps: pd.DataFrame, out=None):
         names=["panel"],
     ).reset_index(level=0)
     return style.finish(fig, "paper_read_with_care", both, out, note="the paper's numbers, our intervals")
+
+
+def predicted_hours(frame: pd.DataFrame, out=None):
+    """Figure 5's hours as bars, and the range of our prediction as a black line with its two ends.
+
+    Args:
+        frame: columns model, method, paper (NaN where the paper has no bar), uniform, log_uniform (hours), as
+            `train.paper_scale.beside_paper` returns it.
+    """
+    models, methods = list(dict.fromkeys(frame.model)), list(dict.fromkeys(frame.method))
+    fig, axes = style.new("wide", height=3.6, cols=len(models), sharey=True, squeeze=False)
+    for ax, model in zip(axes[0], models):
+        part = frame[frame.model == model].set_index("method").loc[methods]
+        x = np.arange(len(methods))
+        ax.bar(x, part.paper.fillna(0), 0.62, color=[METHOD_COLOURS.get(m, COLOURS[2]) for m in methods], alpha=0.75)
+        low, high = part[["uniform", "log_uniform"]].min(axis=1), part[["uniform", "log_uniform"]].max(axis=1)
+        ax.vlines(x, low, high, color="black", linewidth=1.5)
+        for ends in (low, high):
+            ax.hlines(ends, x - 0.14, x + 0.14, color="black", linewidth=1.5)
+        for k, (published, top) in enumerate(zip(part.paper, high)):
+            if published == published:
+                ax.text(k, 1.5, f"{published:g}", ha="center", va="bottom", fontsize=7)
+            ax.text(k, top + 3, f"{low.iloc[k]:.0f} to {top:.0f}", ha="center", va="bottom", fontsize=7)
+        ax.set_xticks(x, methods, fontsize=8)
+        ax.set_xlim(-0.75, len(methods) - 0.4)
+        ax.set_title(model, fontsize=10)
+    axes[0][0].set(ylabel="hours on 8 GPUs of 80 GB", ylim=(0, frame[["paper", "uniform", "log_uniform"]].max().max() * 1.1))
+    return style.finish(fig, "paper_predicted_hours", frame, out, note="bars: published; lines: predicted, for two spreads of the long rows")
