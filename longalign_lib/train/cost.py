@@ -48,12 +48,24 @@ def fit(slots, squares, seconds) -> StepCost:
     return StepCost(*(found / scale).tolist())
 
 
-def from_config(config, flops_per_second: float, recompute: bool = False, fixed: float = 0.0) -> StepCost:
+# dense bf16 peaks of data sheets, FLOP/s; the first name that occurs in the device's own name counts
+PEAKS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12,
+         "L40S": 362e12, "RTX 4090": 165e12}  # fmt: skip
+
+
+def peak_flops(device: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a device by its name, or None when it is not in `PEAKS`."""
+    return next((peak for name, peak in PEAKS.items() if name in device), None)
+
+
+def from_config(config, flops_per_second: float, recompute: bool = False, fixed: float = 0.0,
+                attention_flops_per_second: float | None = None) -> StepCost:  # fmt: skip
     """Coefficients from a model's sizes: 6 FLOPs a weight and token, 6 x hidden x layers a token pair (causal half).
 
     Args:
         config: a Hugging Face config with hidden_size, num_hidden_layers, intermediate_size, vocab_size, heads.
-        flops_per_second: achieved speed of one device.
+        flops_per_second: achieved speed of one device in linear layers.
+        attention_flops_per_second: achieved speed in attention; the same by default (an H100 reached 520e12 and 285e12).
         recompute: gradient checkpointing, which adds a second forward pass (a factor 4/3).
         fixed: seconds a pass whatever its length.
     """
@@ -63,8 +75,9 @@ def from_config(config, flops_per_second: float, recompute: bool = False, fixed:
     wide = config.num_attention_heads * head_dim
     weights = layers * (2 * hidden * wide + 2 * hidden * kv + 3 * hidden * config.intermediate_size)
     weights += hidden * config.vocab_size
-    factor = (4 / 3 if recompute else 1.0) / flops_per_second
-    return StepCost(fixed, 6 * weights * factor, 6 * layers * wide * factor)
+    passes = 4 / 3 if recompute else 1.0
+    return StepCost(fixed, 6 * weights * passes / flops_per_second,
+                    6 * layers * wide * passes / (attention_flops_per_second or flops_per_second))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,32 @@
 
 What it changes in transformers' Trainer, and nothing else:
 - batches come from the plan: rank r reads the packs that `plan.assign` deals to it, micro-step by micro-step; ranks
-  that a short last step leaves without a pack run an empty one, so collectives match;
+  that a short step leaves without a pack run an empty one, so collectives match;
 - the loss is the **sum** of weighted token losses (`weights.token_weights`: all weights of a global step sum to one), times
   the number of ranks, because DDP and DeepSpeed average gradients over ranks. Nothing is divided by the accumulation count;
-- logs carry ``loss`` (the objective), ``loss_token_mean`` and ``loss_sequence_mean``, which compare across batch methods and
-  exponents, and ``tokens_per_second``.
+- a loss that is not finite stops the run before the optimiser sees it, and the message names the rows;
+- logs carry ``loss`` (the objective) and, from the plan alone or from sums kept on the device: ``loss_token_mean`` and
+  ``loss_sequence_mean``, which compare across batch methods and exponents, ``tokens_per_second``, ``fill``,
+  ``idle_estimated`` (share of rank-time spent waiting, if time follows FLOPs), ``tflops_per_device`` and, where the
+  device's peak is known, ``mfu``;
+- a checkpoint counts when its marker is written, after all ranks are done (`checkpoint`).
 
-Cost beside Trainer's: one all-reduce of five numbers a log.
+Cost beside Trainer's: one host sync a step (is the loss finite?), one all-reduce of four numbers a log.
 """
 
 from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
-from longalign_lib.train import attention
+from longalign_lib.train import attention, checkpoint
 from longalign_lib.train.collate import collate, empty_pack
+from longalign_lib.train.cost import StepCost, from_config, peak_flops
 from longalign_lib.train.loss import target_losses
 from longalign_lib.train.plan import Plan, assign, micro_steps
 from longalign_lib.train.weights import plan_weights
@@ -48,10 +54,10 @@ class RankPacks(Dataset):
     def __getitem__(self, index: int) -> dict:
         pack = self._pack.get(divmod(index, self.micro))
         if pack is None:
-            return empty_pack(self.pad_id, self.plan.padded) | {"tokens": 0}
+            return empty_pack(self.pad_id, self.plan.padded) | {"pack": -1}
         lines = self._lines[pack].sort_values("offset")
         batch = collate(lines, self.store, lines.weight, padded=self.plan.padded, pad_id=self.pad_id)
-        return batch | {"tokens": int(lines.length.sum())}
+        return batch | {"pack": int(pack)}
 
 
 # transformers before 5.2x has no `loss_is_scaled_for_ga` and divides every loss that is not its own by the accumulation count.
@@ -110,7 +116,9 @@ class LongAlignTrainer(Trainer):
         pad = getattr(model.config, "pad_token_id", None) or 0
         self.rank_packs = RankPacks(plan, store, args.process_index, args.world_size,
                                     plan_weights(plan, exponent, denominator), pad, balance)  # fmt: skip
-        self._sums, self._since = [0.0] * 5, time.perf_counter()
+        self._facts = step_facts(plan, args.world_size, model.config, balance)
+        self._sums, self._since, self._logged = None, None, 0
+        self._step_losses: list = []  # (pack, losses, row, position) of the step at hand
         super().__init__(model=model, args=args, train_dataset=self.rank_packs, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -125,30 +133,106 @@ class LongAlignTrainer(Trainer):
         """Weighted sum of token losses, times the ranks that gradients are averaged over."""
         if return_outputs:
             raise ValueError("LongAlignTrainer computes no outputs beside the loss; use heldout.held_out_loss to evaluate")
-        tokens = inputs.pop("tokens")
+        if self._since is None:
+            self._since, self._logged = time.perf_counter(), self.state.global_step
+        pack = inputs.pop("pack")
         losses, row, position = target_losses(model, inputs)
         weighted = (losses * inputs["loss_weights"][row, position]).sum()
         with torch.no_grad():
             inverse = inputs["inverse_targets"][row, position]
-            real = (inverse > 0).float()
-            sequences = inverse.sum()  # sum over targets of 1 / N_i counts the sequences
-            news = [(losses * real).sum(), real.sum(), (losses * inverse).sum(), sequences, tokens]
-            self._sums = [a + float(b) for a, b in zip(self._sums, news, strict=True)]
+            real = (inverse > 0).to(losses.dtype)
+            # sum over targets of 1 / N_i counts the sequences
+            news = torch.stack([(losses * real).sum(), real.sum(), (losses * inverse).sum(), inverse.sum()]).double()
+            self._sums = news if self._sums is None else self._sums + news
+        self._step_losses.append((pack, losses.detach(), row, position))
+        if self.accelerator.sync_gradients:  # the last micro-step: nothing has reached the optimiser yet
+            self._stop_if_not_finite()
         scale = self.args.world_size
         if not _KNOWS_SCALED_LOSS:  # then Trainer will divide by the accumulation count: take that back
             scale *= self.current_gradient_accumulation_steps
         return weighted * scale
 
+    def _stop_if_not_finite(self) -> None:
+        """Raise FloatingPointError naming the rows of this step whose loss is NaN or infinite."""
+        held, self._step_losses = self._step_losses, []
+        if bool(torch.isfinite(torch.stack([x.sum() for _, x, _, _ in held])).all()):
+            return
+        bad: set[int] = set()
+        for pack, losses, row, position in held:
+            if pack < 0:
+                continue
+            lines = self.plan.table[self.plan.table.pack == pack].sort_values("offset")
+            off = ~torch.isfinite(losses)
+            at = (row[off] if self.plan.padded else position[off]).cpu().numpy()
+            which = at if self.plan.padded else np.searchsorted(lines.offset.to_numpy(), at, side="right") - 1
+            bad |= set(lines.row.to_numpy()[which].tolist())
+        names = ", ".join(str(r) for r in sorted(bad)[:20]) + (" ..." if len(bad) > 20 else "")
+        raise FloatingPointError(
+            f"step {self.state.global_step}: the loss of {len(bad)} row(s) is not finite: {names}. Nothing of this step has "
+            "been learned. Look at these rows; if they are sound, the weights diverged in an earlier step: lower the "
+            "learning rate and resume from the last checkpoint"
+        )
+
     def log(self, logs: dict, *args, **kwargs) -> None:
-        """Add the comparable means since the last log, over all ranks."""
-        if "loss" in logs:
-            sums = torch.tensor(self._sums, dtype=torch.float64, device=self.args.device)
+        """Add the comparable means since the last log, over all ranks, and what the plan says about these steps."""
+        if "loss" in logs and self._sums is not None:
+            sums = self._sums.clone()
             if self.args.world_size > 1:
                 dist.all_reduce(sums)
-            token_loss, targets, sequence_loss, sequences, tokens = sums.tolist()
+            token_loss, targets, sequence_loss, sequences = sums.tolist()
             now = time.perf_counter()
+            seconds, steps = now - self._since, slice(self._logged, self.state.global_step)
+            facts = {k: float(v[steps].sum()) for k, v in self._facts.items()}
             logs |= {"loss_token_mean": token_loss / max(targets, 1), "loss_sequence_mean": sequence_loss / max(sequences, 1),
                      "sequences": round(sequences), "targets": round(targets),
-                     "tokens_per_second": round(tokens / (now - self._since), 1)}  # fmt: skip
-            self._sums, self._since = [0.0] * 5, now
+                     "tokens_per_second": round(facts["tokens"] / seconds, 1), "fill": facts["tokens"] / max(facts["room"], 1)}  # fmt: skip
+            if facts["flops"]:
+                speed = facts["flops"] / seconds / self.args.world_size
+                peak = peak_flops(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
+                logs |= {"idle_estimated": 1 - facts["flops"] / max(facts["worst_flops"], 1), "tflops_per_device": round(speed / 1e12, 3)}
+                logs |= {"mfu": round(speed / peak, 4)} if peak else {}
+            self._sums, self._since, self._logged = None, now, self.state.global_step
         super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        """Trainer's own checkpoint; marked whole once every rank is done, and only then are older ones deleted."""
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = keep
+        if self.args.world_size > 1:
+            dist.barrier()
+        if self.args.should_save:
+            folder = f"{self.args.output_dir}/checkpoint-{self.state.global_step}"
+            checkpoint.mark(folder, self.fingerprints() | {"step": self.state.global_step, "ranks": self.args.world_size})
+            checkpoint.rotate(self.args.output_dir, keep)
+
+    def fingerprints(self) -> dict:
+        """What a checkpoint must agree with to be resumed: plan and data."""
+        if not hasattr(self, "_prints"):
+            self._prints = {"plan": checkpoint.plan_fingerprint(self.plan), "data": checkpoint.data_fingerprint(self.store)}
+        return self._prints
+
+
+def step_facts(plan: Plan, world_size: int, config, balance: bool = True) -> dict[str, np.ndarray]:
+    """Of every step: tokens, room (tokens that packs could hold, padding included), flops, and worst_flops.
+
+    ``worst_flops`` is the sum over micro-steps of the dearest pack, times the ranks: what the step costs in rank-time if
+    everyone waits for the slowest. Both are 0 for models whose FLOPs are not known from their config.
+    """
+    packs = plan.packs()
+    room = packs.slots if plan.padded else np.full(len(packs), plan.capacity)
+    steps = int(packs.step.max()) + 1
+    facts = {"tokens": np.bincount(packs.step, packs.tokens, steps), "room": np.bincount(packs.step, room, steps)}
+    try:
+        cost = from_config(config.get_text_config(), 1.0)
+    except (AttributeError, TypeError):
+        return facts | {"flops": np.zeros(steps), "worst_flops": np.zeros(steps)}
+    return facts | _flops(plan, world_size, cost, balance, steps)
+
+
+def _flops(plan: Plan, world_size: int, cost: StepCost, balance: bool, steps: int) -> dict[str, np.ndarray]:
+    dealt = assign(plan, world_size, balance, cost=lambda p: cost(p.slots, p.squares))
+    worst = dealt.groupby(["step", "micro"]).cost.max().groupby("step").sum().reindex(range(steps), fill_value=0.0)
+    return {"flops": np.bincount(dealt.step, dealt.cost, steps), "worst_flops": world_size * worst.to_numpy()}

@@ -83,7 +83,7 @@ def test_options_that_the_plan_sets_are_refused():
 
 
 def test_a_row_beyond_the_window_names_both_numbers_and_the_fix(tiny_model):
-    from longalign_lib.train.__main__ import check_window
+    from longalign_lib.train.run import check_window
     from longalign_lib.train.plan import build_plan
 
     plan = build_plan([700, 20], method="packed", capacity=1024, packs_per_step=1)
@@ -93,7 +93,7 @@ def test_a_row_beyond_the_window_names_both_numbers_and_the_fix(tiny_model):
 
 
 def test_checkpoints_of_another_run_are_not_resumed(tmp_path):
-    from longalign_lib.train.__main__ import check_same_run
+    from longalign_lib.train.run import check_same_run
 
     check_same_run(tmp_path, {"seed": 1})
     (tmp_path / "checkpoint-5").mkdir()

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from longalign_lib.train.heldout import held_out_loss, means
 from longalign_lib.train.loss import IGNORE
 from longalign_lib.train.plan import build_plan, micro_steps
-from longalign_lib.train.trainer import LongAlignTrainer, RankPacks
+from longalign_lib.train.trainer import LongAlignTrainer, RankPacks, step_facts
 from longalign_lib.train.weights import plan_weights
 
 
@@ -140,10 +140,58 @@ def test_models_that_mix_documents_elsewhere_are_refused():
             _refuse_other_mixers(model, attention.NAME)
 
 
-def test_tokens_per_second_counts_no_padding():
+def test_facts_of_a_step_against_a_loop(tiny_model):
+    """Tokens without padding, room, FLOPs by the formula 6 W tokens + attention, and the waiting of two ranks."""
     store = make_store()
     lengths, targets = sizes(store)
+    c = tiny_model.config
+    weights = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 32 * 97
     for method in ("naive", "packed"):
-        plan = build_plan(lengths, targets, method=method, capacity=80, packs_per_step=4, rows_per_pack=2)
-        ranks = [RankPacks(plan, store, r, 2) for r in range(2)]
-        assert sum(rank[i]["tokens"] for rank in ranks for i in range(len(rank))) == lengths.sum()
+        plan = build_plan(lengths, targets, method=method, capacity=80, packs_per_step=4, rows_per_pack=2, seed=1)
+        facts = step_facts(plan, 2, c, balance=False)
+        assert facts["tokens"].sum() == lengths.sum()
+        for step, lines in plan.table.groupby("step"):
+            flops, room = [], 0
+            for _, pack in lines.groupby("pack", sort=True):
+                widths = [pack.length.max()] * len(pack) if plan.padded else pack.length
+                room += sum(widths) if plan.padded else 80
+                flops.append(sum(6 * weights * n + 6 * 2 * 32 * n * n for n in widths))
+            worst = sum(max(flops[k : k + 2]) for k in range(0, len(flops), 2))
+            assert facts["room"][step] == room and facts["tokens"][step] == lines.length.sum()
+            assert facts["flops"][step] == pytest.approx(sum(flops)) and facts["worst_flops"][step] == pytest.approx(2 * worst)
+
+
+def test_logs_say_how_full_and_how_fast(tiny_model, tmp_path):
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method="packed", capacity=80, packs_per_step=4, seed=1)
+    trainer = LongAlignTrainer(tiny_model, arguments(tmp_path, 4), store=store, plan=plan)
+    trainer.train()
+    logged = [x for x in trainer.state.log_history if "loss" in x]
+    fills = plan.packs().groupby("step").tokens.agg(["sum", "size"]).eval("sum / (size * 80)")
+    assert [x["fill"] for x in logged] == pytest.approx(fills.tolist()) and len(logged) >= 2
+    assert all(x["idle_estimated"] == 0 and x["tflops_per_device"] >= 0 and "mfu" not in x for x in logged)
+
+
+@pytest.mark.parametrize("method", ["packed", "naive"])
+def test_a_loss_that_is_not_finite_stops_before_the_optimiser_and_names_the_rows(method, tiny_model, tmp_path):
+    store = make_store()
+    lengths, targets = sizes(store)
+    poison = 96  # a token that occurs in two rows only
+    store = [(np.where(x == poison, 3, x), y) for x, y in store]
+    for row in (5, 11):
+        store[row][0][1] = poison
+        store[row][1][2:] = store[row][0][2:]
+    store = [(x, np.where(y == IGNORE, IGNORE, x)) for x, y in store]
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method=method, capacity=80, packs_per_step=32, rows_per_pack=2 if method == "naive" else 1)
+    assert len(plan.steps()) == 1
+    with torch.no_grad():
+        tiny_model.model.embed_tokens.weight[poison] = float("nan")
+        tiny_model.lm_head.weight = torch.nn.Parameter(torch.randn(97, 32, dtype=torch.float64))  # untied: logits stay finite
+    before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
+    trainer = LongAlignTrainer(tiny_model, arguments(tmp_path, 32), store=store, plan=plan)
+    with pytest.raises(FloatingPointError, match=r"step 0: the loss of 2 row\(s\) is not finite: 5, 11\. Nothing of this step"):
+        trainer.train()
+    after = tiny_model.state_dict()
+    assert all(torch.equal(before[k].nan_to_num(), after[k].nan_to_num()) for k in before)
