@@ -8,7 +8,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 COURSE = $(PY) -m longalign_lib.course --profile "$(PROFILE)" --seed "$(SEED)" --only "$(ONLY)" $(if $(ONLINE),--online)
 
-.PHONY: course test test-all lab outputs model clean
+.PHONY: course test test-all lab outputs bench model clean
 
 course: model  ## run the notebooks in order: executed copies and pages in build/
 	$(COURSE)
@@ -24,6 +24,10 @@ lab: model  ## JupyterLab on the notebooks
 
 outputs: model  ## run the course and put its outputs into notebooks/
 	$(COURSE) --write-back
+
+bench: $(INSTALLED)  ## packing algorithms beside their peers: results/packing.json
+	@$(PY) -m pip install --quiet -c constraints.txt -e ".[bench]"
+	$(PY) benchmarks/packing.py
 
 model: $(INSTALLED)  ## the default model, fetched once
 	@$(PY) -m longalign_lib.models

@@ -48,6 +48,7 @@ class RecipeArguments:
     max_ranks: int | None = field(default=None, metadata={"help": "most ranks to balance for (balanced); default: packs_per_step"})
     pool: int | None = field(default=None, metadata={"help": "steps whose packs are sorted by cost together (balanced): 1 mixes most, default: all of an epoch"})
     dtype: str = field(default="auto", metadata={"help": "type of the weights: float32, bfloat16, or auto (bfloat16 with --bf16 and DeepSpeed, which keeps float32 masters)"})
+    compile_layers: bool = field(default=False, metadata={"help": "torch.compile every decoder layer: faster steps on a GPU, after some seconds"})
     rope: str = field(default="none", metadata={"help": "context extension: none, linear, base or yarn"})
     rope_factor: float = field(default=1.0, metadata={"help": "its factor"})
     dry_run: bool = field(default=False, metadata={"help": "print the plan's audit, memory and time for --gpus GPUs, and stop"})

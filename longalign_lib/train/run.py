@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from longalign_lib import models
 from longalign_lib.data.tokens import TokenStore
-from longalign_lib.train import checkpoint, memory
+from longalign_lib.train import checkpoint, memory, speed
 from longalign_lib.train.cost import PEAKS, from_config, simulate
 from longalign_lib.train.rope import extend_context
 
@@ -104,6 +104,10 @@ def train(recipe, args: TrainingArguments, store: TokenStore, plan, fates, resum
         model = extend_context(model, recipe.rope, recipe.rope_factor)
     check_window(model, plan, recipe.model)
     model.config.use_cache = False
+    if recipe.compile_layers:
+        if args.deepspeed and args.hf_deepspeed_config.is_zero3():
+            raise ValueError("--compile_layers does not go with ZeRO-3, whose hooks gather weights inside the layers: leave it out")
+        speed.compile_layers(model)
     out = Path(args.output_dir)
     settings = {k: v for k, v in vars(recipe).items() if k not in ("data", "dry_run", "gpus", "gpu")}
     settings |= {"seed": args.seed, "learning_rate": args.learning_rate, "rows": len(store), "tokens": int(store.lengths.sum())}

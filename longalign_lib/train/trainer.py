@@ -52,6 +52,8 @@ class RankPacks(Dataset):
         return self.steps * self.micro
 
     def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} is outside 0..{len(self) - 1}")
         pack = self._pack.get(divmod(index, self.micro))
         if pack is None:
             return empty_pack(self.pad_id, self.plan.padded) | {"pack": -1}
@@ -81,8 +83,8 @@ def _only(items: list):
     return items[0]
 
 
-class LongAlignTrainer(Trainer):
-    """Trainer over a plan.
+class PlanMixin:
+    """What `LongAlignTrainer` adds to Trainer, for other subclasses of it too (see `interop.planned`).
 
     Args:
         model: a causal language model; it is switched to the ``longalign`` attention unless ``attention_name`` is None.
@@ -119,7 +121,7 @@ class LongAlignTrainer(Trainer):
         self._facts = step_facts(plan, args.world_size, model.config, balance)
         self._sums, self._since, self._logged = None, None, 0
         self._step_losses: list = []  # (pack, losses, row, position) of the step at hand
-        super().__init__(model=model, args=args, train_dataset=self.rank_packs, **kwargs)
+        super().__init__(model=model, args=args, **{"train_dataset": self.rank_packs} | kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's packs in the plan's order; accelerate must not shard or shuffle them again."""
@@ -213,6 +215,10 @@ class LongAlignTrainer(Trainer):
         if not hasattr(self, "_prints"):
             self._prints = {"plan": checkpoint.plan_fingerprint(self.plan), "data": checkpoint.data_fingerprint(self.store)}
         return self._prints
+
+
+class LongAlignTrainer(PlanMixin, Trainer):
+    """transformers' Trainer over a plan; arguments as `PlanMixin`, further ones go to Trainer."""
 
 
 def step_facts(plan: Plan, world_size: int, config, balance: bool = True) -> dict[str, np.ndarray]:
