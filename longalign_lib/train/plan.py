@@ -65,7 +65,8 @@ class Plan:
 
         ``squares`` is the sum of squared lengths as computed, twice the attention work in token pairs.
         """
-        t, pack = self.table, self.table.pack.to_numpy()
+        t, first = self.table, int(self.table.pack.min())  # not 0 in the file of a later shard
+        pack = t.pack.to_numpy() - first
         length = t.length.to_numpy(float)
         sums = {"sequences": None, "with_targets": t.targets.to_numpy() > 0, "tokens": length,
                 "targets": t.targets.to_numpy(float), "squares": length * length}  # fmt: skip
@@ -80,7 +81,7 @@ class Plan:
             packs["squares"] = packs.sequences * packs.longest**2
         whole = ["sequences", "with_targets", "tokens", "targets", "longest", "slots"]
         packs[whole] = packs[whole].astype(np.int64)
-        packs.insert(0, "pack", np.arange(len(packs)))
+        packs.insert(0, "pack", first + np.arange(len(packs)))
         return packs[packs.sequences > 0].reset_index(drop=True)
 
     def steps(self) -> pd.DataFrame:
