@@ -32,7 +32,7 @@ from longalign_lib.train import attention, cost, speed
 from longalign_lib.train.collate import collate
 from longalign_lib.train.loss import target_losses
 from longalign_lib.train.paper_scale import mix
-from longalign_lib.train.plan import build_plan
+from longalign_lib.train.plan import METHODS, build_plan
 
 SIZES = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
              vocab_size=49_152, tie_word_embeddings=True, rope_theta=100_000.0)  # fmt: skip
@@ -133,12 +133,12 @@ def method_run(window: int, way: str, tiny: bool, repeats: int, compiled: bool, 
     capacity = window // 128 if tiny else window
     lengths = np.maximum(np.minimum(mix(40_000), window) // (128 if tiny else 1), 4)
     method = {"sdpa, padded": "naive", "flex, packed": "packed"}.get(way, way)
-    attn = {"sdpa, padded": "sdpa", "flex, packed": "flex_attention"}.get(way, attention.NAME)
+    attn = {"flex, packed": "flex_attention", "packed": attention.NAME, "balanced": attention.NAME}.get(way, "sdpa")
     rows = 1 if way == "naive" else max(1, min(8, 65_536 // window))
     common = dict(packs_per_step=8, max_ranks=1, seed=0)
     plan = build_plan(lengths, method=method, capacity=capacity * (rows if method in ("naive", "sorted") else 1),
                       rows_per_pack=rows if method in ("naive", "sorted") else 1, **common)  # fmt: skip
-    ours = attn == attention.NAME
+    ours = way in METHODS
     model, optimizer = make_model(tiny, compiled and attn != "flex_attention", attn)
     rng, batches, tokens, squares, slots = np.random.default_rng(0), [], 0, 0.0, 0
     packs = dict(list(plan.table.groupby("pack").length))
@@ -179,7 +179,7 @@ def jobs(args) -> dict:
     for on in (True, False):
         found["recompute", "1 x 65,536", "recomputed" if on else "kept"] = lambda o=on: recomputed(o, args.tiny, 2)
     for window in WINDOWS:
-        for way in ("naive", "sorted", "packed", "balanced", "sdpa, padded", "flex, packed"):
+        for way in (*METHODS, "sdpa, padded", "flex, packed"):
             found["methods", f"{window:,}", way] = lambda w=window, y=way: method_run(w, y, args.tiny, 1, args.compile, args.most_tokens)
     return {k: v for k, v in found.items() if not args.only or k[0] in args.only.split(",")}
 
