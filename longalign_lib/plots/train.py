@@ -30,8 +30,8 @@ def length_histogram(lengths: dict[str, np.ndarray], out: Path | None = None, na
         rows += [{"data": label, "from": a, "to": b, "rows": int(c)} for a, b, c in zip(bins, bins[1:], counts)]
     ax.set(xscale="log", xlabel="tokens a row", ylabel="rows", title="How long are the rows?")
     style.plain_log(ax.xaxis)
-    ax.margins(y=0.35)
-    ax.legend(loc="upper left")
+    ax.margins(y=0.25)
+    ax.legend(loc="upper left", ncols=3, fontsize=8)
     return style.finish(fig, name, pd.DataFrame(rows), out)
 
 
@@ -67,13 +67,14 @@ def timelines(runs: dict, steps: int = 4, out: Path | None = None, name: str = "
         colour = METHOD_COLOURS.get(method, style.COLOURS[0])
         for rank in range(ranks):
             mine = t[t["rank"] == rank]
-            ax.broken_barh(list(zip(mine.start, mine.until - mine.start)), (rank - 0.4, 0.8), color="#DDDDDD")
+            ax.broken_barh([(0, t.until.max())], (rank - 0.4, 0.8), color="#DDDDDD")
             ax.broken_barh(list(zip(mine.start, mine.end - mine.start)), (rank - 0.4, 0.8), color=colour,
-                           edgecolor="white", linewidth=0.4)  # fmt: skip
+                           edgecolor="white", linewidth=0.25)  # fmt: skip
         for end in t.groupby("step").until.max():
             ax.axvline(end, color="black", linewidth=0.8)
-        ax.set(yticks=range(ranks), ylabel="GPU", ylim=(ranks - 0.5, -0.5))
-        ax.set_title(f"{method}: idle {run.idle:.0%} of the time, {run.seconds:,.1f} s for all steps", fontsize=10)
+        ax.set(yticks=range(ranks), ylabel="GPU", ylim=(ranks - 0.5, -0.5), xlim=(0, None))
+        ax.set_title(f"{method}: idle {run.idle:.{0 if run.idle >= 0.0995 else 1}%} of the time, "
+                     f"{run.seconds:,.{0 if run.seconds >= 100 else 1}f} s for all steps", fontsize=10)  # fmt: skip
         frames.append(t.assign(method=method))
     axes[-1, 0].set_xlabel(f"seconds (the first {steps} steps; a black line ends a step)")
     return style.finish(fig, name, pd.concat(frames), out, note="colour: work, grey: waiting for the slowest")

@@ -1,18 +1,27 @@
 """Attention for packs in stock models: every document sees itself and nothing else.
 
 Registered with transformers under the name ``longalign``; a model loaded or switched to it
-(``model.set_attn_implementation("longalign")``) keeps packs apart whenever ``cu_seq_lens_q`` comes with the batch. Two ways:
+(``model.set_attn_implementation("longalign")``) keeps packs apart whenever ``cu_seq_lens_q`` comes with the batch, or
+whenever ``position_ids`` restart in it. Three ways, the first that can do what the layer asks for:
 
-    CUDA, 16 bit   ``torch.nn.attention.varlen`` (the FlashAttention-2 kernel that torch carries)
-    elsewhere      a causal ``scaled_dot_product_attention`` a document: no T x T mask, sum of l^2 work instead of T^2
+    flash-attn     CUDA, 16 bit, the package installed: windows, soft caps, dropout     sum of l^2 work, no T x T mask
+    torch varlen   CUDA, 16 bit: windows                                                the same kernel family, in torch
+    document loop  any device and dtype, everything: windows, soft caps, sinks,         sum of l^2 work, or l * window;
+                   dropout                                                              no mask beyond a chunk of a document
 
-With flash-attn installed, ``attn_implementation="flash_attention_2"`` takes the same batches. What the kernels cannot do
-(soft-capped scores, a sliding window shorter than a document, attention sinks, dropout in training) is refused by name.
-Shapes: B packs, H query heads, G key/value heads, T tokens, D head size.
+The loop computes a document by `row_attention.causal_attention`. It reads the borders on the host: one synchronisation a layer on
+CUDA; the kernels need none.
+
+The flash-attn way is tested against its documented signature only: the package was on no machine that this was written on.
+
+Invariants: a pack is causal within its documents; a window of w tokens counts the token itself, as in transformers.
+`families.refuse` says before training which models this cannot serve. Shapes: B packs, H query heads, G key/value heads,
+R = H / G, T tokens, L keys, D head size.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import torch
@@ -20,101 +29,130 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from longalign_lib.train.row_attention import band, causal_attention, sdpa, softmax_attention
+
 NAME = "longalign"
+LARGEST_KERNEL_HEAD = 256
 
 
 def packed_attention(
-    module, query, key, value, attention_mask=None, scaling: float | None = None, dropout: float = 0.0,
-    cu_seq_lens_q=None, max_length_q: int | None = None, **kwargs,
+    module, query, key, value, attention_mask=None, scaling: float | None = None, dropout: float = 0.0, cu_seq_lens_q=None,
+    max_length_q: int | None = None, sliding_window: int | None = None, softcap: float | None = None, s_aux=None,
+    position_ids=None, is_causal: bool | None = None, **kwargs,
 ):  # fmt: skip
     """Attention function in transformers' interface.
 
     Args:
-        module: the attention layer; outside packs its ``is_causal`` is respected, a pack is always causal.
-        query [B, H, T, D], key and value [B, G, T', D]; G divides H.
+        module: the attention layer; its ``is_causal`` is respected outside packs, and a pack must be causal.
+        query [B, H, T, D], key [B, G, T', D], value [B, G, T', D']; G divides H.
         attention_mask: None, or a mask that `mask_for` made for batches that are not packs.
         scaling: multiplies the scores; ``D ** -0.5`` by default.
+        dropout: of the attention weights, in training.
         cu_seq_lens_q: int32[S + 1], borders of the documents of a pack; B must be 1.
         max_length_q: tokens of the longest document.
+        sliding_window: a token sees itself and the ``sliding_window - 1`` tokens before it.
+        softcap: scores become ``softcap * tanh(score / softcap)``.
+        s_aux: float[H], attention sinks: a key a head whose score is this and whose value is zero.
+        position_ids: int[B, T]; where they restart in a batch without mask and borders, a document begins.
 
     Returns:
-        ``(output [B, T, H, D], None)``.
+        ``(output [B, T, H, D'], None)``.
 
     Raises:
-        ValueError: the layer needs something that this attention does not compute; the message names it.
+        ValueError: a pack with more than one line, a cache, padding or bidirectional attention; a position bias.
     """
-    _refuse(module, kwargs, dropout if module.training else 0.0, max_length_q or query.shape[2])
+    asked = {"scaling": scaling, "window": sliding_window or None, "softcap": softcap, "sinks": s_aux,
+             "dropout": dropout if module.training else 0.0}  # fmt: skip
+    if kwargs.get("position_bias") is not None:
+        raise ValueError(f"attention {NAME!r} adds no position bias, which {type(module).__name__} asks for; use 'eager'")
+    batch, _, tokens, _ = query.shape
+    forward_only = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if cu_seq_lens_q is None:
-        tokens, seen = query.shape[2], key.shape[2]
-        causal = attention_mask is None and tokens > 1 and getattr(module, "is_causal", True)
-        if causal and tokens != seen:  # new tokens after a cache: aligned at the end, which is_causal is not
-            attention_mask = torch.ones(tokens, seen, dtype=torch.bool, device=query.device).tril(seen - tokens)
-            causal = False
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, is_causal=causal,
-                                             scale=scaling, enable_gqa=query.shape[1] != key.shape[1])  # fmt: skip
-        return out.transpose(1, 2).contiguous(), None
-    if query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        causal = attention_mask is None and tokens > 1 and forward_only
+        borders = _borders(position_ids, query, key) if causal else None
+        if borders is None:
+            return _one_document_a_row(query, key, value, attention_mask, causal, asked).transpose(1, 2).contiguous(), None
+        cu_seq_lens_q, max_length_q = borders
+    elif batch != 1 or tokens != key.shape[2]:
         raise ValueError(f"a pack is one line without a cache, got query {tuple(query.shape)}, key {tuple(key.shape)}")
+    elif attention_mask is not None:
+        raise ValueError("a pack takes no mask beside cu_seq_lens_q: leave attention_mask out (a pack has no padding); a model that "
+                         f"lays its own over the causal one, perhaps this {type(module).__name__}, cannot be packed")  # fmt: skip
+    elif not forward_only:
+        raise ValueError(f"a pack is causal, {type(module).__name__} looks both ways; load that part with another attention")
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # rotary embedding hands back float32 under autocast; the kernels want 16 bit
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    # [1, H, T, D] -> [T, H, D]
-    q_THD, k_TGD, v_TGD = (x[0].transpose(0, 1) for x in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        out = varlen_attention(q_THD, k_TGD, v_TGD, cu_seq_lens_q, max_length_q, scaling)
+    # [B, H, T, D] -> [B T, H, D]
+    q_THD, k_TGD, v_TGD = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    way = way_for(query, softcap=softcap, sinks=s_aux, dropout=asked["dropout"])
+    if way == "document loop":
+        out = document_loop_attention(q_THD, k_TGD, v_TGD, cu_seq_lens_q, **asked)
     else:
-        out = document_loop_attention(q_THD, k_TGD, v_TGD, cu_seq_lens_q, scaling)
-    return out.unsqueeze(0), None
+        del asked["sinks"]
+        kernel = flash_attention if way == "flash-attn" else varlen_attention
+        out = kernel(q_THD, k_TGD, v_TGD, cu_seq_lens_q, max_length_q or int(cu_seq_lens_q.diff().max()), **asked)
+    return out.unflatten(0, (batch, tokens)), None
 
 
-def document_loop_attention(q_THD, k_TGD, v_TGD, cu_seq_lens, scaling: float | None = None) -> torch.Tensor:
-    """Causal attention one document at a time; any device and dtype; [T, H, D] in and out."""
+def way_for(query, *, softcap=None, sinks=None, dropout: float = 0.0) -> str:
+    """Name of the way that a pack takes: "flash-attn", "torch varlen" or "document loop" (see the module's head)."""
+    kernels = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= LARGEST_KERNEL_HEAD
+    if not kernels or sinks is not None:
+        return "document loop"
+    if _flash_attn() is not None:
+        return "flash-attn"
+    return "torch varlen" if softcap is None and dropout == 0 else "document loop"
+
+
+def document_loop_attention(
+    q_THD, k_TGD, v_TGD, cu_seq_lens, scaling: float | None = None, *, window: int | None = None,
+    softcap: float | None = None, sinks=None, dropout: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """Causal attention one document at a time; any device and dtype; [T, H, D] in, [T, H, D'] out."""
     parts = []
-    grouped = q_THD.shape[1] != k_TGD.shape[1]
-    borders = cu_seq_lens.tolist()
-    for start, end in itertools.pairwise(borders):
+    for start, end in itertools.pairwise(cu_seq_lens.tolist()):
         q, k, v = (x[start:end].transpose(0, 1).unsqueeze(0) for x in (q_THD, k_TGD, v_TGD))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        parts.append(out[0].transpose(0, 1))
+        parts.append(causal_attention(q, k, v, scaling, window, softcap, sinks, dropout)[0].transpose(0, 1))
     return torch.cat(parts)
 
 
-def varlen_attention(q_THD, k_TGD, v_TGD, cu_seq_lens, max_length: int, scaling: float | None = None) -> torch.Tensor:
-    """Causal attention of all documents in one CUDA kernel; bf16 or fp16; [T, H, D] in and out."""
+def varlen_attention(
+    q_THD, k_TGD, v_TGD, cu_seq_lens, max_length: int, scaling: float | None = None, *, window: int | None = None,
+    softcap: None = None, dropout: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """Causal attention of all documents in one CUDA kernel of torch; bf16 or fp16; [T, H, D] in, [T, H, D'] out."""
     from torch.nn.attention.varlen import varlen_attn
 
-    repeat = q_THD.shape[1] // k_TGD.shape[1]
-    if repeat > 1:  # torch 2.11's kernel wants as many key heads as query heads
-        k_TGD, v_TGD = k_TGD.repeat_interleave(repeat, dim=1), v_TGD.repeat_interleave(repeat, dim=1)
-    return varlen_attn(q_THD.contiguous(), k_TGD.contiguous(), v_TGD.contiguous(), cu_seq_lens, cu_seq_lens,
-                       int(max_length), int(max_length), scale=scaling, window_size=(-1, 0))  # fmt: skip
+    if softcap is not None or dropout:
+        raise ValueError(f"torch's varlen kernel has no soft cap and no dropout, got softcap={softcap}, dropout={dropout}")
+    # fewer key heads: torch 2.13 wants it said, torch 2.11 has no such argument and does it (measured, gradients too)
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    q, k, v, size = _one_head_size(q_THD, k_TGD, v_TGD)
+    out = varlen_attn(q, k, v, cu_seq_lens, cu_seq_lens, int(max_length), int(max_length),
+                      scale=_scale(q_THD, scaling), window_size=_before(window), **grouped)  # fmt: skip
+    return out[..., :size]
 
 
-def _refuse(module, kwargs: dict, dropout: float, longest: int) -> None:
-    window = kwargs.get("sliding_window")
-    reasons = {
-        "soft-capped attention scores (softcap)": kwargs.get("softcap") is not None,
-        f"a sliding window of {window} tokens, shorter than a document of {longest}": bool(window) and window < longest,
-        "attention sinks (s_aux)": kwargs.get("s_aux") is not None,
-        "a position bias": kwargs.get("position_bias") is not None,
-        f"attention dropout {dropout}": dropout > 0,
-    }
-    for reason, present in reasons.items():
-        if present:
-            raise ValueError(
-                f"attention {NAME!r} cannot compute {reason}, which {type(module).__name__} asks for; "
-                "load the model with attn_implementation='eager' or 'flash_attention_2' and check it with a leak test"
-            )
+def flash_attention(
+    q_THD, k_TGD, v_TGD, cu_seq_lens, max_length: int, scaling: float | None = None, *, window: int | None = None,
+    softcap: float | None = None, dropout: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """The same by the flash-attn package (>= 2.6), which also knows soft caps, dropout and fewer key heads."""
+    q, k, v, size = _one_head_size(q_THD, k_TGD, v_TGD)
+    out = _flash_attn()(q, k, v, cu_seq_lens, cu_seq_lens, int(max_length), int(max_length), dropout_p=dropout, causal=True,
+                        softmax_scale=_scale(q_THD, scaling), window_size=_before(window), softcap=softcap or 0.0)  # fmt: skip
+    return out[..., :size]
 
 
 def mask_for(*args, attention_mask=None, **kwargs):
     """Mask function beside `packed_attention`: none for packs and unpadded prompts, sdpa's own for padding and caches.
 
     transformers hands over a 2-D ``attention_mask`` where there is padding; without this function it would be
-    dropped silently.
+    dropped silently. A model that lays a mask of its own over the causal one (``use_vmap``) keeps it.
     """
     plain = attention_mask is None or bool(attention_mask.all())
-    if plain and kwargs.get("q_length") == kwargs.get("kv_length"):
+    if plain and kwargs.get("q_length") == kwargs.get("kv_length") and not kwargs.get("use_vmap"):
         return None
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
@@ -127,9 +165,66 @@ def register() -> str:
 
 
 def backend() -> str:
-    """Which way packs take here, in words."""
+    """Which way packs take here in 16 bit, in words."""
     if not torch.cuda.is_available():
         return "one causal sdpa call a document"
-    import importlib.util
+    return "torch varlen attention" if _flash_attn() is None else "flash-attn"
 
-    return "flash-attn" if importlib.util.find_spec("flash_attn") else "torch varlen attention"
+
+def _find_flash_attn():
+    """``flash_attn_varlen_func``, or None where the package is absent, broken or another one (flash-attn-4 has no such name)."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except (ImportError, OSError):
+        return None
+    return flash_attn_varlen_func
+
+
+_FLASH_ATTN = _find_flash_attn()  # once, at import: torch.compile cannot follow an import
+
+
+def _flash_attn():
+    return _FLASH_ATTN
+
+
+def _one_document_a_row(query, key, value, mask, causal: bool, asked: dict) -> torch.Tensor:
+    """Attention outside packs: rows of prompts, padding with a mask, new tokens after a cache; [B, H, T, D']."""
+    tokens, seen = query.shape[2], key.shape[2]
+    if causal and tokens == seen:
+        return causal_attention(query, key, value, **asked)
+    if causal:  # new tokens after a cache: aligned at the end
+        mask = band(seen - tokens, seen, 0, seen, asked["window"], query.device)
+    if asked["softcap"] is not None or asked["sinks"] is not None:
+        return softmax_attention(query, key, value, mask, asked["scaling"], asked["softcap"], asked["sinks"], asked["dropout"])
+    return sdpa(query, key, value, mask, asked["scaling"], asked["dropout"])
+
+
+def _borders(position_ids, query, key):
+    """``(cu_seq_lens int32[S + 1], longest)`` where positions restart within rows, None where they do not or are not known."""
+    batch, _, tokens, _ = query.shape
+    if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] != tokens or key.shape[2] != tokens:
+        return None
+    begins = torch.ones(batch, tokens, dtype=torch.bool, device=query.device)
+    begins[:, 1:] = (position_ids.diff(dim=1) != 1).expand(batch, -1)
+    starts = begins.flatten().nonzero().flatten()
+    if len(starts) == batch:
+        return None
+    borders = torch.cat([starts, starts.new_tensor([batch * tokens])])
+    return borders.int(), int(borders.diff().max())
+
+
+def _before(window: int | None) -> tuple[int, int]:
+    """A window in the kernels' words: tokens seen before and after the own one, -1 for all."""
+    return (-1, 0) if window is None else (window - 1, 0)
+
+
+def _scale(q_THD, scaling: float | None) -> float:
+    return q_THD.shape[-1] ** -0.5 if scaling is None else scaling
+
+
+def _one_head_size(q_THD, k_TGD, v_TGD):
+    """Pad with zeros to one head size, a multiple of 8, as the kernels want; also the size of the values that were given."""
+    size = v_TGD.shape[-1]
+    width = -(-max(q_THD.shape[-1], size) // 8) * 8
+    q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] != width else x for x in (q_THD, k_TGD, v_TGD))
+    return q.contiguous(), k.contiguous(), v.contiguous(), size

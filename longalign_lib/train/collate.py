@@ -28,7 +28,7 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
         pad_id: filler token of padded packs.
 
     Returns:
-        input_ids, position_ids, labels int64[B, T]; loss_weights, inverse_targets float32[B, T]; for packed packs also
+        input_ids, position_ids, labels int64[B, T]; loss_weights, inverse_targets float64[B, T]; for packed packs also
         cu_seq_lens_q, cu_seq_lens_k int32[S + 1] and max_length_q, max_length_k.
 
     Raises:
@@ -43,7 +43,7 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
     starts = np.arange(len(rows)) * width if padded else np.concatenate([[0], np.cumsum(lengths)[:-1]])
     ids, positions = np.full(size, pad_id, dtype=np.int64), np.zeros(size, dtype=np.int64)
     labels = np.full(size, IGNORE, dtype=np.int64)
-    loss_weights, inverse = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
+    loss_weights, inverse = np.zeros(size), np.zeros(size)  # float64: exact for float64 models
     firsts = rows.start.to_numpy() if "start" in rows else np.zeros(len(rows), dtype=np.int64)
     for start, row, first, length, weight in zip(starts, rows.row, firsts, lengths, weights, strict=True):
         row_ids, row_labels = (x[first : first + length] for x in store[int(row)])

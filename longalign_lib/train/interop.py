@@ -75,4 +75,4 @@ def batch_loss(model, batch: dict, device=None) -> torch.Tensor:
     device = next(model.parameters()).device if device is None else device
     batch = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items() if k != "pack"}
     losses, row, position = target_losses(model, batch)
-    return (losses * batch["loss_weights"][row, position]).sum()
+    return (losses * batch["loss_weights"][row, position].to(losses.dtype)).sum()

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
-from longalign_lib.train import attention, checkpoint
+from longalign_lib.train import attention, checkpoint, families
 from longalign_lib.train.collate import collate, empty_pack
 from longalign_lib.train.cost import StepCost, from_config, peak_flops
 from longalign_lib.train.loss import target_losses
@@ -66,19 +66,6 @@ class RankPacks(Dataset):
 _KNOWS_SCALED_LOSS = hasattr(Trainer, "loss_is_scaled_for_ga")
 
 
-def _refuse_other_mixers(model, name: str) -> None:
-    """Raise ValueError for a model in which documents of a pack meet elsewhere than in attention, or by another attention."""
-    config = model.config.get_text_config()
-    others = sorted({kind for kind in getattr(config, "layer_types", None) or () if not kind.endswith("attention")})
-    recurrent = any(word in type(model).__name__ for word in ("Mamba", "Rwkv", "Jamba", "FalconH1"))
-    if config._attn_implementation != name or others or recurrent or "Bloom" in type(model).__name__:
-        raise ValueError(
-            f"{type(model).__name__} does not keep documents of a pack apart under attention {name!r} "
-            f"(attention in use: {config._attn_implementation!r}, other layers: {others or 'see the model'}): "
-            "use a model whose only mixing layers are transformers attention, or a padded plan (naive, sorted)"
-        )
-
-
 def _only(items: list):
     return items[0]
 
@@ -113,7 +100,7 @@ class PlanMixin:
         if attention_name is not None and not plan.padded:
             attention.register()
             model.set_attn_implementation(attention_name)
-            _refuse_other_mixers(model, attention_name)
+            families.refuse(model, attention_name)
         self.plan, self.store = plan, store
         pad = getattr(model.config, "pad_token_id", None) or 0
         self.rank_packs = RankPacks(plan, store, args.process_index, args.world_size,
@@ -131,6 +118,12 @@ class PlanMixin:
     def _get_num_items_in_batch(self, batch_samples, device):
         return None  # the weights already hold the global denominator
 
+    def _prepare_input(self, data):
+        """Move to the device; unlike Trainer under DeepSpeed, leave the weights' type alone (bf16 would round 1 / N_i)."""
+        if isinstance(data, torch.Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted sum of token losses, times the ranks that gradients are averaged over."""
         if return_outputs:
@@ -139,9 +132,9 @@ class PlanMixin:
             self._since, self._logged = time.perf_counter(), self.state.global_step
         pack = inputs.pop("pack")
         losses, row, position = target_losses(model, inputs)
-        weighted = (losses * inputs["loss_weights"][row, position]).sum()
+        weighted = (losses * inputs["loss_weights"][row, position].to(losses.dtype)).sum()
         with torch.no_grad():
-            inverse = inputs["inverse_targets"][row, position]
+            inverse = inputs["inverse_targets"][row, position].to(losses.dtype)
             real = (inverse > 0).to(losses.dtype)
             # sum over targets of 1 / N_i counts the sequences
             news = torch.stack([(losses * real).sum(), real.sum(), (losses * inverse).sum(), inverse.sum()]).double()

@@ -126,18 +126,26 @@ def test_held_out_loss_against_transformers(tiny_model):
         means(table.iloc[:0])
 
 
-def test_models_that_mix_documents_elsewhere_are_refused():
-    from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2ForCausalLM
+def test_models_that_mix_documents_elsewhere_are_refused(tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
 
-    from longalign_lib.train import attention
-    from longalign_lib.train.trainer import _refuse_other_mixers
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method="packed", capacity=80, packs_per_step=4)
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="Bloom"):
+        LongAlignTrainer(bloom, arguments(tmp_path, 4), store=store, plan=plan)
 
-    attention.register()
-    mamba = Mamba2Config(vocab_size=97, hidden_size=16, num_heads=4, head_dim=8, num_hidden_layers=1, state_size=8, n_groups=1)
-    bloom = BloomConfig(vocab_size=97, hidden_size=16, n_layer=1, n_head=2)
-    for model in (Mamba2ForCausalLM(mamba), BloomForCausalLM(bloom)):
-        with pytest.raises(ValueError, match="does not keep documents of a pack apart"):
-            _refuse_other_mixers(model, attention.NAME)
+
+def test_deepspeed_does_not_round_the_weights(tiny_model, tmp_path, monkeypatch):
+    """Trainer casts floating inputs to DeepSpeed's type; 1 / 3 in bfloat16 is off by a thousandth."""
+    store = make_store()
+    lengths, targets = sizes(store)
+    plan = build_plan(lengths, targets, method="packed", capacity=80, packs_per_step=4)
+    trainer = LongAlignTrainer(tiny_model, arguments(tmp_path, 4), store=store, plan=plan)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    batch = trainer._prepare_inputs(dict(trainer.rank_packs[0]))
+    assert batch["loss_weights"].dtype == torch.float64 == batch["inverse_targets"].dtype
 
 
 def test_facts_of_a_step_against_a_loop(tiny_model):
