@@ -150,7 +150,7 @@ def _minus_one_hot(z_CV, label_C1, target_C1, softcap: float | None) -> torch.Te
 
 
 def why_not(model) -> str | None:
-    """Why this model's logits are not made in chunks, or None if they are. The first call takes milliseconds, no weights."""
+    """Why this model's logits are not made in chunks, or None if they are. The first call runs the head's surroundings once."""
     found = _learn(unwrap(model))
     return found if isinstance(found, str) else None
 

@@ -23,7 +23,7 @@ def sequence_losses(losses: torch.Tensor, sequence: torch.Tensor, n: int) -> tup
 
 
 def target_losses(model, batch: dict, chunk_bytes: int = CHUNK_BYTES,
-                  dtype: torch.dtype | None = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+                  dtype: torch.dtype | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Cross entropy at the target positions of a batch, with logits computed only where a target follows, a chunk at a time.
 
     Labels are unshifted (label t is token t; the prediction for it is made at t - 1), and the first label of every
@@ -35,10 +35,10 @@ def target_losses(model, batch: dict, chunk_bytes: int = CHUNK_BYTES,
         model: a causal language model, also one wrapped by DDP or DeepSpeed.
         batch: what `collate` makes; keys besides ``labels`` and ``loss_weights`` go to the model.
         chunk_bytes: most bytes of one float32 copy of a chunk's logits.
-        dtype: type of the losses; None keeps float64 for a float64 model, float32 for any other.
+        dtype: type of the losses; None is float64 for a float64 model, float32 for any other.
 
     Returns:
-        losses float32[N], row int64[N] and position int64[N] of the label in ``labels[B, T]``. N >= 1: a batch without
+        losses float[N], row int64[N] and position int64[N] of the label in ``labels[B, T]``. N >= 1: a batch without
         targets gives one entry with position 0, whose weight is 0, so that every rank still runs the model.
     """
     labels_BT = batch["labels"]

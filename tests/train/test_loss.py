@@ -18,10 +18,10 @@ def test_target_losses_equal_full_logits(tiny_model):
     labels[:, 0] = IGNORE
     batch = {"input_ids": ids, "labels": labels, "loss_weights": torch.ones(2, 20)}
     losses, row, position = target_losses(tiny_model, batch)
-    logits = tiny_model(input_ids=ids, use_cache=False).logits.float()
+    logits = tiny_model(input_ids=ids, use_cache=False).logits
     full = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORE, reduction="none")
     assert losses.numel() == int((labels[:, 1:] != IGNORE).sum()) > 5
-    assert torch.allclose(losses, full[row, position - 1], atol=1e-6)
+    assert torch.allclose(losses, full[row, position - 1], atol=1e-12)
     assert (labels[row, position] != IGNORE).all()
 
 
