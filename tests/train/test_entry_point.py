@@ -83,8 +83,8 @@ def test_options_that_the_plan_sets_are_refused():
 
 
 def test_a_row_beyond_the_window_names_both_numbers_and_the_fix(tiny_model):
-    from longalign_lib.train.run import check_window
     from longalign_lib.train.plan import build_plan
+    from longalign_lib.train.run import check_window
 
     plan = build_plan([700, 20], method="packed", capacity=1024, packs_per_step=1)
     with pytest.raises(ValueError, match=r"a row has 700 tokens and the window .* is 512.*--rope_factor 1.37"):
