@@ -41,3 +41,36 @@ def test_numbers_of_the_picture_stand_in_its_file(root):
     paths = json.loads((root / "results" / "step_times.json").read_text())["attention"]
     varlen = next(p for p in paths if "varlen" in p["path"])
     assert f"{varlen['relative']:.1%}" == "0.8%" and f"{varlen['relative_without_borders']:.0%}" == "13%"
+
+
+def test_the_packing_table_is_the_recorded_run(root):
+    record = json.loads((root / "results" / "packing.json").read_text())
+    text = (root / "README.md").read_text()
+    lines = {r["contender"].removeprefix("ours: "): r for r in record["packing"] if r["rows"] == 1_000_000}
+    shown = 0
+    for name, seconds, gap in re.findall(r"^\| `?([^|`]+?)`? \| ([\d.]+) \| ([\d.]+)%", text, re.M):
+        assert f"{lines[name]['median']:.2f}" == seconds and f"{lines[name]['gap']:.3f}" == gap, name
+        shown += 1
+    assert shown >= 7
+    assert all(t["verdict"] == "met" for t in record["targets"])
+    small = {r["contender"]: r["median"] for r in record["packing"] if r["rows"] == 10_000 and r["status"] == "ok"}
+    assert f"({1000 * small['axolotl multipack']:.1f} ms against {1000 * small['ours: best_fit_decreasing']:.1f} ms)" in text
+    ten_million = next(r["median"] for r in record["packing"] if r["rows"] == 10**7 and r["contender"] == "ours: best_fit_decreasing")
+    assert f"rows it takes {ten_million:.1f} s" in text
+
+
+def test_the_bias_table_is_what_the_planner_gives(root):
+    from longalign_lib.train.audit import report
+    from longalign_lib.train.paper_scale import mix
+    from longalign_lib.train.plan import build_plan
+
+    lengths, text = mix(100_000), (root / "README.md").read_text()
+    made = {"next-fit, dealt at random (as published)": dict(method="packed", algorithm="next_fit"),
+            "best-fit, dealt at random": dict(method="packed"),
+            "best-fit, sorted by cost": dict(method="balanced", algorithm="best_fit_decreasing"), "**balanced**": dict(method="balanced")}  # fmt: skip
+    rows = re.findall(r"^\| ([^|]+?) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.M)
+    assert len(rows) == 6
+    for name, packs, worst, ratio in rows:
+        plan = build_plan(lengths, capacity=65_536, packs_per_step=int(packs), max_ranks=8, **made[name])
+        facts = report(plan, 8, balance=plan.method == "balanced")
+        assert (f"{facts['worst_over_mean']:.2f}", f"{facts['long_ratio']:.2f}") == (worst, ratio), (name, packs)
