@@ -22,6 +22,15 @@ from longalign_lib.train.wrong_ways import (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two threads on matrices of 32 columns only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def sequences():
     """Twelve sequences whose first label is -100, as collators make them."""
