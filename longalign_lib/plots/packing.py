@@ -173,3 +173,23 @@ def fill_against_buffer(frame: pd.DataFrame, best: dict[str, float], out: Path |
         ax.legend(fontsize=8)
     style.plain_log(right.yaxis)
     return style.finish(fig, name, frame, out, note="dashed: best fit over the whole table")
+
+
+def planning_cost(plans: pd.DataFrame, out: Path | None = None, name: str = "planning_cost"):
+    """Seconds and peak memory of making whole plans, against the number of rows; all axes logarithmic.
+
+    Args:
+        plans: columns rows, contender ("plan: packed", ...), seconds, peak_mb.
+    """
+    need(plans, "rows", "contender", "seconds", "peak_mb")
+    fig, axes = style.new("wide", height=3.2, cols=2)
+    for k, (contender, part) in enumerate(plans.sort_values("rows").groupby("contender", sort=False)):
+        for ax, what in zip(axes, ("seconds", "peak_mb")):
+            ax.plot(part.rows, part[what], marker="o", color=style.COLOURS[k], label=contender.removeprefix("plan: "))
+    for ax, label in zip(axes, ("seconds", "peak memory, MB")):
+        ax.set(xscale="log", yscale="log", xlabel="rows", ylabel=label)
+        style.plain_log(ax.yaxis)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1e6:g}M" if v >= 1e6 else f"{v / 1e3:g}k"))
+    axes[0].set_title("Making a plan, one core")
+    axes[0].legend(loc="upper left")
+    return style.finish(fig, name, plans[["rows", "contender", "seconds", "peak_mb"]], out)

@@ -68,7 +68,17 @@ def test_fill_against_buffer_draws_the_whole_table_dashed(tmp_path):
         figures.fill_against_buffer(frame, {})
 
 
-@pytest.mark.parametrize("figure, more", [(figures.packing_race, ()), (figures.pack_contents, (10,)), (figures.fill_against_buffer, ({},))])
+def test_planning_cost_draws_a_line_a_contender(tmp_path):
+    frame = pd.DataFrame({"rows": [10**4, 10**6] * 2, "contender": ["plan: packed"] * 2 + ["plan: balanced"] * 2,
+                          "seconds": [0.01, 0.3, 0.02, 1.5], "peak_mb": [3.0, 250.0, 4.0, 260.0]})  # fmt: skip
+    fig = figures.planning_cost(frame, tmp_path)
+    assert [line.get_ydata().tolist() for line in fig.axes[1].lines] == [[3, 250], [4, 260]]
+    assert [line.get_ydata().tolist() for line in fig.axes[0].lines] == [[0.01, 0.3], [0.02, 1.5]]
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["packed", "balanced"]
+    assert len(pd.read_csv(tmp_path / "planning_cost.csv")) == 4
+
+
+@pytest.mark.parametrize("figure, more", [(figures.planning_cost, ()), (figures.packing_race, ()), (figures.pack_contents, (10,)), (figures.fill_against_buffer, ({},))])
 def test_a_frame_that_lacks_columns_is_named(figure, more):
     with pytest.raises(ValueError, match=r"the frame (lacks columns|has no rows)"):
         figure(pd.DataFrame({"data": ["d"]}), *more)
