@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from layer_times import matrix_product_speed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from longalign_lib.course.results import write_result
@@ -221,22 +222,6 @@ def main() -> None:
         write_result(out, "gpu" if torch.cuda.is_available() else "ci", 0, rows=rows, matrix_product_flops=product,
                      dtype="bfloat16", model="random, the default model's sizes", compiled_methods=args.compile)  # fmt: skip
     print(pd.DataFrame(rows).drop(columns=["first_seconds", "seconds", "kernels"], errors="ignore").round(3).to_string())
-
-
-def matrix_product_speed(size: int) -> float:
-    """FLOP/s of a square bfloat16 matrix product."""
-    device = pick_device()
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(20):
-        a @ b
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return 2 * size**3 * 20 / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import datetime
 import json
 from pathlib import Path
 
+from longalign_lib.files import whole
 from longalign_lib.models import environment_report
 from longalign_lib.plots.style import commit, device_name
 
@@ -19,8 +20,7 @@ def provenance(profile: str, seed: int) -> dict:
 
 def write_result(path: Path | str, profile: str, seed: int, **numbers) -> Path:
     """Write ``numbers`` with their provenance as JSON; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"provenance": provenance(profile, seed), **numbers}, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf8")
-    return path
+    with whole(path) as half:
+        half.write_text(text + "\n", encoding="utf8")
+    return Path(path)

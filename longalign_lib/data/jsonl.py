@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from longalign_lib.files import whole
+
 
 class JsonlError(ValueError):
     """A line of a JSONL file that is not a JSON object."""
@@ -68,14 +70,10 @@ def write_jsonl(path: str | Path, records: Iterable[dict]) -> Path:
     Returns:
         the path written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as handle:
+    with whole(path) as half, half.open("w", encoding="utf-8", newline="\n") as handle:
         for record in records:
             handle.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
-    return path
+    return Path(path)
 
 
 def append_jsonl(path: str | Path, record: dict) -> None:

@@ -80,19 +80,6 @@ def timelines(runs: dict, steps: int = 4, out: Path | None = None, name: str = "
     return style.finish(fig, name, pd.concat(frames), out, note="colour: work, grey: waiting for the slowest")
 
 
-def plan_comparison(table: pd.DataFrame, out: Path | None = None, name: str = "plans"):
-    """Bars of predicted time and of idle share, a bar a plan; the frame has columns method, seconds, idle, fill."""
-    fig, axes = style.new("wide", height=2.9, cols=3)
-    shows = (("seconds", "predicted seconds", "{:,.1f}"), ("idle", "share of time spent waiting", "{:.1%}"),
-             ("fill", "real tokens / tokens computed", "{:.1%}"))  # fmt: skip
-    for ax, (column, label, text) in zip(axes, shows, strict=True):
-        bars = ax.bar(table.method, table[column], color=[METHOD_COLOURS.get(m, style.GREY) for m in table.method])
-        ax.bar_label(bars, labels=[text.format(v) for v in table[column]], fontsize=9, padding=2)
-        ax.set(title=label, ylim=(0, float(table[column].max()) * 1.18 or 1))
-        ax.tick_params(axis="x", labelsize=9)
-    return style.finish(fig, name, table, out)
-
-
 def pack_layout(plan_table: pd.DataFrame, capacity: int, packs: int = 8, out: Path | None = None, name: str = "packs"):
     """The first packs as lines of documents; the number is the row of the data, grey is room left over."""
     shown = plan_table[plan_table.pack < packs]

@@ -23,6 +23,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from longalign_lib import models
 from longalign_lib.data.tokens import TokenStore
+from longalign_lib.files import whole
 from longalign_lib.train import checkpoint
 from longalign_lib.train.audit import audit, report
 from longalign_lib.train.cost import PEAKS
@@ -139,9 +140,8 @@ def _resume(rest: list[str], plan, store, world: int, rank: int) -> tuple[Path |
         config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
         changed = out / "deepspeed_universal.json"
         if rank == 0:
-            half = out / "deepspeed_universal.json.part"
-            half.write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
-            half.replace(changed)
+            with whole(changed) as half:
+                half.write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
         checkpoint.wait_for(changed, config)
         rest = [str(changed) if before_ == "--deepspeed" else word for before_, word in zip(["", *rest], rest)]
     return found, rest

@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+
+from longalign_lib.files import whole
 
 MARKER = "longalign.json"
 
@@ -55,10 +56,8 @@ def data_fingerprint(store, sample: int = 1000) -> str:
 
 def mark(folder: Path | str, facts: dict) -> None:
     """Declare a checkpoint whole: write its marker, in one move."""
-    folder = Path(folder)
-    half = folder / (MARKER + ".part")
-    half.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf8")
-    half.replace(folder / MARKER)
+    with whole(Path(folder) / MARKER) as half:
+        half.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf8")
 
 
 def read_mark(folder: Path | str) -> dict | None:
@@ -105,8 +104,9 @@ def rotate(out: Path | str, keep: int | None) -> list[Path]:
     if not keep or keep < 1:
         return []
     all_ = checkpoints(out)
-    whole = [f for f in all_ if read_mark(f) is not None]
-    gone = whole[:-keep] + [f for f in all_ if f not in whole and whole and all_.index(f) < all_.index(whole[-1])]
+    marked = [f for f in all_ if read_mark(f) is not None]
+    halves = [f for f in all_ if f not in marked and marked and all_.index(f) < all_.index(marked[-1])]
+    gone = marked[:-keep] + halves
     for folder in gone:
         (folder / MARKER).unlink(missing_ok=True)  # from here on it does not count, whatever a kill leaves of it
         shutil.rmtree(folder)
@@ -138,9 +138,8 @@ def make_universal(checkpoint: Path, rank: int, wait_s: float = 3600) -> None:
     run = subprocess.run([str(w) for w in words], capture_output=True, text=True)
     if run.returncode:
         raise RuntimeError(f"could not convert {checkpoint.name} to a universal checkpoint:\n" + "\n".join(run.stderr.splitlines()[-15:]))
-    half = done.with_name("latest_universal.part")
-    half.write_text(name, encoding="utf8")
-    half.replace(done)
+    with whole(done) as half:
+        half.write_text(name, encoding="utf8")
 
 
 def wait_for(file: Path, content: dict, wait_s: float = 600) -> None:
@@ -163,11 +162,5 @@ def trim_log(path: Path, step: int) -> None:
                 kept.append(line)
         except json.JSONDecodeError:
             continue
-    half = path.with_name(path.name + ".part")
-    half.write_text("".join(line + "\n" for line in kept), encoding="utf8")
-    half.replace(path)
-
-
-def seen_rows(plan, step: int) -> pd.DataFrame:
-    """Lines of the plan that a run at ``step`` has trained on; the others are still to come."""
-    return plan.table[plan.table.step < step]
+    with whole(path) as half:
+        half.write_text("".join(line + "\n" for line in kept), encoding="utf8")

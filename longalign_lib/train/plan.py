@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from longalign_lib.files import whole
 from longalign_lib.train.packing import ALGORITHMS, check_lengths, radix_argsort
 
 METHODS = ("naive", "sorted", "packed", "balanced")
@@ -105,9 +106,8 @@ class Plan:
         facts = {k: v for k, v in asdict(self).items() if k != "table"}
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"longalign_plan": json.dumps(facts)})
-        half = path.with_name(path.name + ".part")
-        pq.write_table(arrow, half)
-        half.replace(path)
+        with whole(path) as half:
+            pq.write_table(arrow, half)
         return path
 
     @staticmethod

@@ -18,7 +18,7 @@ from longalign_lib.train import attention as packed
 from longalign_lib.train.collate import collate
 from longalign_lib.train.families import reasons, text_config
 
-NOT_INPUTS = ("labels", "loss_weights", "inverse_targets", "tokens")  # what a batch of ours holds beside a model's inputs
+NOT_INPUTS = ("labels", "loss_weights", "inverse_targets", "pack")  # what a batch of ours holds beside a model's inputs
 
 
 def random_tokens(model, n: int, rng: np.random.Generator, avoid=None) -> torch.Tensor:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from longalign_lib import models
 from longalign_lib.data.tokens import TokenStore
+from longalign_lib.files import whole
 from longalign_lib.train import checkpoint, memory, speed
 from longalign_lib.train.cost import PEAKS, from_config, simulate
 from longalign_lib.train.rope import extend_context
@@ -114,8 +115,8 @@ def train(recipe, args: TrainingArguments, store: TokenStore, plan, fates, resum
     if resume is not None:
         check_same_run(out, settings)
     if args.process_index == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "run_settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
+        with whole(out / "run_settings.json") as half:  # other ranks may be reading it in `check_same_run`
+            half.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf8")
         plan.save(out / "plan.parquet")
         fates.to_csv(out / "rows_touched.csv", index=False)
     exponent = None if recipe.pack_mean else recipe.exponent

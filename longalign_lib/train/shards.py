@@ -45,6 +45,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from longalign_lib.data.jsonl import write_jsonl
+from longalign_lib.files import whole
 from longalign_lib.train.plan import COLUMNS, LARGEST, Plan, PlanError, build_plan
 from longalign_lib.train.rows import fit_rows
 
@@ -219,9 +220,8 @@ def manifest(folder: Path | str) -> dict:
 
 def _write(frame: pd.DataFrame, path: Path, facts: dict | None = None) -> None:
     arrow = pa.Table.from_pandas(frame, preserve_index=False)
-    half = path.with_name(path.name + ".part")
-    pq.write_table(arrow.replace_schema_metadata({**arrow.schema.metadata, b"longalign_shard": json.dumps(facts)}), half)
-    half.replace(path)
+    with whole(path) as half:
+        pq.write_table(arrow.replace_schema_metadata({**arrow.schema.metadata, b"longalign_shard": json.dumps(facts)}), half)
 
 
 def carried_into(folder: Path, epoch: int, visit: int, shards: int) -> tuple[pd.DataFrame, int, int]:

@@ -1,7 +1,6 @@
 """Packed = alone, on a stock model, in logits and gradients; what no kernel can do is done in chunks or refused."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,17 +8,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from longalign_lib.train import attention, row_attention
-from longalign_lib.train.collate import collate, empty_pack
-from longalign_lib.train.loss import IGNORE, target_losses
-
-
-def pack_of(lengths, seed=0, vocab=97):
-    """A store of random rows and the plan lines of one pack that holds them all."""
-    rng = np.random.default_rng(seed)
-    ids = [rng.integers(0, vocab, n) for n in lengths]  # token 0 is an ordinary token
-    store = [(x, np.where(np.arange(len(x)) >= len(x) // 2, x, IGNORE)) for x in ids]
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return store, pd.DataFrame({"offset": offsets, "row": range(len(lengths)), "length": lengths})
+from longalign_lib.train.collate import collate
+from longalign_lib.train.loss import target_losses
 
 
 def model_inputs(batch):
@@ -32,7 +22,7 @@ def packed_model(tiny_model):
     return tiny_model
 
 
-def test_packed_logits_equal_logits_alone(packed_model):
+def test_packed_logits_equal_logits_alone(packed_model, pack_of):
     store, lines = pack_of([7, 1, 12, 3])
     with torch.no_grad():
         packed = packed_model(**model_inputs(collate(lines, store))).logits[0]  # use_cache at its default, on purpose
@@ -41,7 +31,7 @@ def test_packed_logits_equal_logits_alone(packed_model):
     assert (packed - alone).abs().max() < 1e-12
 
 
-def test_the_test_sees_a_leak(packed_model):
+def test_the_test_sees_a_leak(packed_model, pack_of):
     """Without the borders the same batch is one long document: the comparison above must be able to fail."""
     store, lines = pack_of([7, 12])
     batch = model_inputs(collate(lines, store))
@@ -52,7 +42,7 @@ def test_the_test_sees_a_leak(packed_model):
     assert (leaky - alone).abs().max() > 1e-3
 
 
-def test_gradients_of_a_pack_equal_those_of_its_documents(packed_model):
+def test_gradients_of_a_pack_equal_those_of_its_documents(packed_model, pack_of):
     store, lines = pack_of([9, 4, 15])
     weights = np.array([0.2, 0.5, 0.1])
 
@@ -112,7 +102,7 @@ def test_generation_and_padding_still_work(packed_model):
     assert generated.tolist() == expected.tolist() == static.tolist() == our_static.tolist()
 
 
-def test_float32_weights_under_autocast_reach_the_kernel_in_16_bit(packed_model, monkeypatch):
+def test_float32_weights_under_autocast_reach_the_kernel_in_16_bit(packed_model, monkeypatch, pack_of):
     seen = []
     loop = attention.document_loop_attention
     monkeypatch.setattr(attention, "document_loop_attention", lambda q, *a, **k: seen.append(q.dtype) or loop(q, *a, **k))
@@ -366,39 +356,3 @@ def test_caps_sinks_and_windows_also_with_padding_and_caches(make):
     ours, theirs = answers(attention.NAME), answers("eager")
     assert torch.allclose(ours[0], theirs[0], atol=1e-4) and torch.allclose(ours[1], theirs[1], atol=1e-4)
     assert ours[2].tolist() == theirs[2].tolist()
-
-
-def test_collate_lays_out_what_the_docstring_says():
-    store, lines = pack_of([3, 2])
-    batch = collate(lines, store, [0.5, 0.25])
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5] and batch["cu_seq_lens_q"].dtype == torch.int32
-    assert batch["max_length_q"] == 3
-    first = batch["labels"][0, [0, 3]].tolist()
-    assert first == [IGNORE, IGNORE], "a document's first token must never be a target"
-    target = batch["labels"][0] != IGNORE
-    assert target.tolist() == [False, True, True, False, True]
-    assert batch["loss_weights"][0].tolist() == [0, 0.5, 0.5, 0, 0.25]
-    assert batch["inverse_targets"][0].tolist() == [0, 0.5, 0.5, 0, 1]
-    padded = collate(lines.assign(offset=[0, 3]), store, [0.5, 0.25], padded=True, pad_id=9)
-    assert padded["input_ids"].shape == (2, 3) and padded["input_ids"][1, 2] == 9 and padded["labels"][1, 2] == IGNORE
-    assert "cu_seq_lens_q" not in padded
-
-
-def test_collate_weighs_the_right_rows_in_any_order():
-    store, lines = pack_of([5, 5])
-    weights = [0.9, 0.1]
-    straight = collate(lines, store, weights)
-    turned = collate(lines.iloc[::-1], store, weights[::-1])
-    assert torch.equal(straight["loss_weights"], turned["loss_weights"]) and straight["loss_weights"].max() > 0.8
-
-
-def test_collate_refuses_a_plan_of_other_data():
-    store, lines = pack_of([3, 2])
-    with pytest.raises(ValueError, match="row 1 has 2 tokens, the plan says 5"):
-        collate(lines.assign(length=[3, 5]), store)
-
-
-def test_an_empty_pack_weighs_nothing():
-    batch = empty_pack()
-    assert batch["loss_weights"].sum() == 0 and (batch["labels"] == IGNORE).all()

@@ -14,28 +14,6 @@ from longalign_lib.train.audit import audit
 from longalign_lib.train.plan import Plan
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A tiny random Llama with the default tokenizer, and a store of random rows."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from longalign_lib.models import load_tokenizer
-
-    folder, tokenizer = tmp_path_factory.mktemp("entry"), load_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=2, tie_word_embeddings=True)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(5, 60, 40)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    mask = rng.random(starts[-1]) < 0.4
-    ids = rng.integers(3, 500, starts[-1]).astype(np.int32)
-    TokenStore(ids, mask, starts, [{} for _ in lengths]).save(folder / "data")
-    return folder
-
-
 def launch(folder, root, out, processes, *more):
     launcher = [sys.executable, "-m"]
     if processes > 1:
@@ -53,7 +31,7 @@ def launch(folder, root, out, processes, *more):
 def test_dry_run_prints_the_audit_and_trains_nothing(run_folder, root):
     log, said = launch(run_folder, root, "dry", 1, "--dry_run")
     facts = json.loads(said.split("plan:", 1)[1].splitlines()[0])
-    assert facts["rows"] == 80 and facts["ranks"] == 1 and facts["micro_steps"] == 4 and not log
+    assert facts["rows"] == 120 and facts["ranks"] == 1 and facts["micro_steps"] == 4 and not log
 
 
 @pytest.mark.slow
