@@ -62,4 +62,4 @@ def test_training_figures_keep_their_numbers(tmp_path):
     rows = pd.DataFrame({"row": [0, 1], "loss": [1.0, 2.0], "task": ["a", "b"]})
     draw.held_out_change(rows, rows.assign(loss=[0.5, 2.5]), tmp_path)
     assert pd.read_csv(tmp_path / "held_out.csv").loss_after.tolist() == [0.5, 2.5]
-    assert len(list(tmp_path.glob("*.png"))) == 10
+    assert len(list(tmp_path.glob("*.png"))) == 9
