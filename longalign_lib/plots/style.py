@@ -117,6 +117,15 @@ def finish(fig, name: str, data: pd.DataFrame | dict, out: Path | str | None = N
     return fig
 
 
+def can_draw(text: str) -> bool:
+    """Whether the fonts of this machine have every character; Chinese needs one that matplotlib does not bring."""
+    from matplotlib import font_manager
+
+    installed = {f.name: f.fname for f in font_manager.fontManager.ttflist}
+    fonts = [font_manager.get_font(installed[name]) for name in RC["font.sans-serif"] if name in installed]
+    return all(any(f.get_char_index(ord(c)) for f in fonts) for c in text)
+
+
 def plain_log(*axes) -> None:
     """Put plain numbers (100, 200, 500, 1,000) on logarithmic axes, such as ``ax.xaxis``, in place of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
