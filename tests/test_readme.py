@@ -74,3 +74,11 @@ def test_the_bias_table_is_what_the_planner_gives(root):
         plan = build_plan(lengths, capacity=65_536, packs_per_step=int(packs), max_ranks=8, **made[name])
         facts = report(plan, 8, balance=plan.method == "balanced")
         assert (f"{facts['worst_over_mean']:.2f}", f"{facts['long_ratio']:.2f}") == (worst, ratio), (name, packs)
+
+
+def test_the_attention_times_are_the_recorded_ones(root):
+    text = (root / "README.md").read_text()
+    rows = json.loads((root / "results" / "attention_cpu.json").read_text())["attention"]
+    for way in ("document loop", "sdpa, block mask"):
+        (row,) = [r for r in rows if (r["tokens"], r["pack"], r["way"]) == (8192, "64 documents", way)]
+        assert f"{row['both_s']:.1f} s and {row['peak_mib']:.0f} MiB" in text and row["difference"] < 1e-6
