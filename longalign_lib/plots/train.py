@@ -1,4 +1,4 @@
-"""Figures of notebooks 02, 03, 04 and 06: lengths, waste, plans as timelines, packs and masks, weights, training curves.
+"""Figures of notebooks 02, 03 and 06: lengths, waste, plans as timelines, packs and masks, training curves.
 
 Every function takes plain frames and arrays, draws in the house style, and writes picture and numbers to ``out`` unless it is
 None.
@@ -117,38 +117,6 @@ def attention_masks(lengths: list[int], out: Path | None = None, name: str = "ma
         ax.set(title=title, xlabel="key (token of the pack)", ylabel="query")
     return style.finish(fig, name, {"lengths": list(map(int, lengths)), "causal": int(causal.sum()),
                                     "per_document": int(apart.sum())}, out, note="orange: looks into another document")  # fmt: skip
-
-
-def weight_shares(table: pd.DataFrame, out: Path | None = None, name: str = "weights"):
-    """Share of one step's loss that each sequence holds, under several weightings.
-
-    Args:
-        table: a row a sequence: targets, and one column of shares for each weighting (each sums to 1).
-    """
-    ways = [c for c in table.columns if c not in ("row", "pack", "targets", "length")]
-    fig, ax = style.new("wide", height=3.3)
-    order = table.sort_values("targets")
-    for k, way in enumerate(ways):
-        line = "o" if "plain" in way else "o-"  # plain packing's share depends on the pack, not only on the length
-        ax.plot(order.targets, order[way], line, color=style.COLOURS[k], markersize=5, label=way, alpha=0.85)
-    ax.axhline(1 / len(table), color=style.GREY, linewidth=0.8, linestyle="--")
-    ax.set(xscale="log", yscale="log", xlabel="target tokens of the sequence", ylabel="share of the step's loss weight",
-           title="How much does a sequence count?")  # fmt: skip
-    style.plain_log(ax.xaxis, ax.yaxis)
-    ax.legend()
-    return style.finish(fig, name, table, out, note="dashed: the same for every sequence")
-
-
-def gradient_errors(table: pd.DataFrame, out: Path | None = None, name: str = "gradient_errors"):
-    """Relative gradient error of ways to split a batch; the frame has columns way, error."""
-    fig, ax = style.new("wide", height=0.42 * len(table) + 1.1)
-    shown = np.maximum(table.error.to_numpy(dtype=float), 1e-17)
-    colours = [style.COLOURS[2] if e < 1e-4 else style.COLOURS[4] for e in shown]
-    bars = ax.barh(table.way, shown, color=colours, left=1e-18)
-    ax.bar_label(bars, labels=[f"{e:.1e}" for e in table.error], padding=3, fontsize=9)
-    ax.set(xscale="log", xlim=(1e-18, 30), xlabel="relative error of the gradient", title="Does the split change the gradient?")
-    ax.invert_yaxis()
-    return style.finish(fig, name, table, out)
 
 
 def training_curve(log: pd.DataFrame, out: Path | None = None, name: str = "training_curve"):

@@ -55,11 +55,9 @@ def test_training_figures_keep_their_numbers(tmp_path):
     assert json.loads((tmp_path / "masks.json").read_text()) == {"lengths": [3, 2], "causal": 15, "per_document": 9}
     draw.padded_batches([lengths[:4]], ["four"], tmp_path)
     assert pd.read_csv(tmp_path / "padding.csv").padded_to.unique().tolist() == [lengths[:4].max()]
-    draw.gradient_errors(pd.DataFrame({"way": ["a", "b"], "error": [0.0, 0.3]}), tmp_path)
-    draw.weight_shares(pd.DataFrame({"row": [0, 1], "pack": 0, "targets": [3, 9], "p = 1": [0.5, 0.5]}), tmp_path)
     log = pd.DataFrame({"step": [1, 2], "loss_sequence_mean": [2.0, 1.0], "loss_token_mean": [2.0, 1.5], "tokens_per_second": [9, 9]})
     draw.training_curve(log, tmp_path)
     rows = pd.DataFrame({"row": [0, 1], "loss": [1.0, 2.0], "task": ["a", "b"]})
     draw.held_out_change(rows, rows.assign(loss=[0.5, 2.5]), tmp_path)
     assert pd.read_csv(tmp_path / "held_out.csv").loss_after.tolist() == [0.5, 2.5]
-    assert len(list(tmp_path.glob("*.png"))) == 9
+    assert len(list(tmp_path.glob("*.png"))) == 7
