@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "data_samples"
 SOURCES = {"arxiv", "books", "c4", "clue", "commoncrawl", "github", "stackexchange", "wikipedia", "wudao"}
 FRONT_MATTER = {"id", "title", "source", "language", "licence"}
-MIN_WORDS = 1_500
+MIN_WORDS, MAX_WORDS = 1_500, 3_500
 # Chinese writes no spaces. One word is counted for every 1.5 characters, a common rule of thumb
 # (most words have one or two characters), so 1,500 words are 2,250 characters.
 CJK_PER_WORD = 1.5
 CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
+FIRST_SHORT_SHA256 = "ac2ae2132da864a47a97eb2d247d6494dfca20a9e3040da6cad31afbfeb8feb1"
 APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 
 
@@ -176,17 +177,18 @@ def test_every_document_has_its_front_matter_and_licence():
 
 
 @pytest.mark.parametrize("source", sorted(SOURCES))
-def test_each_source_kind_has_a_long_document(source):
+def test_each_source_kind_has_two_long_documents(source):
     words = {name: count_words(body, front["language"])
              for name, front, body in read_documents() if front.get("source") == source}
-    assert words, f"no document of the source kind {source}"
-    assert max(words.values()) >= MIN_WORDS, f"{source}: the longest has too few words, {words}"
+    assert len(words) == 2, f"{source}: two documents are wanted, found {sorted(words)}"
+    assert all(MIN_WORDS <= n <= MAX_WORDS for n in words.values()), f"{source}: {words}"
+    languages = {front["language"] for _, front, _ in read_documents() if front.get("source") == source}
+    assert languages == {"zh" if source in {"clue", "wudao"} else "en"}, f"{source}: {languages}"
 
 
-def test_at_least_two_long_documents_are_chinese():
-    chinese = [name for name, front, body in read_documents()
-               if front.get("language") == "zh" and count_words(body, "zh") >= MIN_WORDS]
-    assert len(chinese) >= 2, f"long Chinese documents: {chinese}"
+def test_the_id_of_a_document_is_its_file_name():
+    for name, front, _ in read_documents():
+        assert name == f"{front['id']}.txt" and front["id"].startswith(front["source"] + "_"), name
 
 
 def test_no_document_is_padded_with_repeats():
@@ -199,20 +201,32 @@ def test_no_document_is_padded_with_repeats():
 
 def test_short_instructions():
     rows = read_rows(SAMPLES / "instructions" / "short.jsonl")
-    assert len(rows) >= 60, f"{len(rows)} short instructions, 60 are needed"
+    assert len(rows) >= 200, f"{len(rows)} short instructions, 200 are needed"
     for where, row in rows:
         assert not (problem := role_problem(row.get("messages"))), f"{where}: {problem}"
-    said = [json.dumps(row["messages"], sort_keys=True) for _, row in rows]
-    assert not duplicates(said), "a conversation stands twice in short.jsonl"
-    ids = [row["id"] for _, row in rows if "id" in row]
-    assert len(ids) in {0, len(rows)}, f"{len(ids)} of {len(rows)} instructions have an id"
-    assert not duplicates(ids), f"instruction ids stand twice: {duplicates(ids)}"
+        asked = row["messages"][0]["content"]  # an answer may be a translation, so the first message decides
+        share = len(CJK.findall(asked)) / len(asked)
+        assert (share > 0.2) is (row["language"] == "zh"), f"{where}: {share:.0%} Chinese, said {row['language']}"
+    asked = [row["messages"][0]["content"] for _, row in rows]
+    assert not duplicates(asked), f"a conversation begins twice in the same way: {duplicates(asked)}"
+    chinese = sum(row["language"] == "zh" for _, row in rows)
+    assert 0.10 <= chinese / len(rows) <= 0.15, f"{chinese} of {len(rows)} are Chinese"
+    turns = Counter(len(row["messages"]) // 2 for _, row in rows)
+    assert sum(n for t, n in turns.items() if t >= 2) >= 25 and max(turns) <= 4, f"turns: {dict(turns)}"
+    words = sorted(len(m["content"].split()) for _, row in rows if row["language"] == "en"
+                   for m in row["messages"] if m["role"] == "assistant")
+    assert words[0] == 1 and words[len(words) // 2] < 60 and words[-1] > 300, "lengths of the answers vary too little"
+
+
+def test_the_first_short_instructions_stay_as_they_are():
+    lines = (SAMPLES / "instructions" / "short.jsonl").read_text(encoding="utf-8").split("\n")[:62]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == FIRST_SHORT_SHA256, "notebooks speak of these 62"
 
 
 def test_long_queries():
     queries = read_queries()
     documents = {front["id"]: body for _, front, body in read_documents()}
-    assert len(queries) >= 10, f"{len(queries)} long queries, 10 are needed"
+    assert len(queries) >= 16, f"{len(queries)} long queries, 16 are needed"
     for where, row in queries:
         for key in ("id", "document_id", "language", "question", "reference"):
             assert isinstance(row.get(key), str) and row[key].strip(), f"{where}: {key} is missing or empty"
@@ -223,6 +237,7 @@ def test_long_queries():
     assert not duplicates(ids), f"query ids stand twice: {duplicates(ids)}"
     chinese = [row["id"] for _, row in queries if row["language"] == "zh"]
     assert len(chinese) >= 2, f"Chinese queries: {chinese}"
+    assert not duplicates(row["question"] for _, row in queries), "a question stands twice"
 
 
 def test_the_project_licence_is_the_standard_apache_text():
