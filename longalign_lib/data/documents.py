@@ -1,32 +1,31 @@
-"""Documents: where long text comes from, and how it is brought to a wanted length in tokens.
+"""Documents: the record that long text travels in, the texts that are always at hand, and bringing one to a wanted length.
 
-Four readers (the samples in data_samples, a folder of your own, the language reference and the standard library that
-every Python carries) yield the same record, `Document`. Readers of files return `(documents, rejected)`: what could
-not be used is listed as {"id", "reason"}, so `len(documents) + len(rejected)` accounts for everything seen.
-
-Sampling follows the paper (section 3.1): articles are drawn with longer ones upsampled; here the chance of an article
-grows with length ** power. Cutting and joining keep whole sentences. Cost: one tokenisation of a text for a cut.
+Three readers need no network: the samples in data_samples, the language reference and the standard library that every
+Python carries. Folders of your own are read by `folders`, the nine sources of the paper by `sources`; `sampling` draws,
+`dedup` removes near-duplicates, `build` does all of it. Readers of files return `(documents, rejected)`: what could not
+be used is listed as {"id", "reason"}, so `len(documents) + len(rejected)` accounts for everything seen. Invisible
+characters are taken out of every text (`text.clean`). Cutting and joining keep whole sentences.
+Cost: one tokenisation of a text for a cut.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from longalign_lib.data.jsonl import iter_jsonl
-from longalign_lib.data.text import language_of, sentence_ends, token_ids
+from longalign_lib.data.text import clean, sentence_ends, token_counts, token_ids, unusable
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data_samples" / "documents"
 
 # The paper's nine source kinds: name -> (what it holds, main language).
 SOURCES: dict[str, tuple[str, str]] = {
     "arxiv": ("scientific papers", "en"),
-    "books": ("books (the paper: Books3, which may no longer be distributed; PG-19 is a lawful stand-in)", "en"),
+    "books": ("books (the paper: Books3, which may no longer be distributed; PG-19 stands in)", "en"),
     "c4": ("cleaned web pages", "en"),
     "clue": ("CLUECorpus2020, Chinese web text", "zh"),
     "commoncrawl": ("web pages", "en"),
@@ -37,7 +36,7 @@ SOURCES: dict[str, tuple[str, str]] = {
 }
 # Sources of our own, for text that belongs to none of the nine.
 LOCAL_SOURCES = ("local", "python-topics", "python-source", "mixed")
-READABLE = (".txt", ".md", ".py", ".jsonl")
+MAX_BYTES = 16 * 2**20  # of one document: about 4 million tokens; a longer file or line is a mistake more often than a text
 STDLIB_MODULES = (
     "argparse", "asyncio.base_events", "collections", "configparser", "csv", "dataclasses", "datetime", "decimal",
     "difflib", "doctest", "email.message", "enum", "fractions", "functools", "heapq", "http.client", "inspect",
@@ -80,7 +79,7 @@ def read_samples(folder: str | Path | None = None) -> tuple[list[Document], list
         )
     documents, rejected = [], []
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".txt", ".md") and p.stem != "README"):
-        text, reason = _read_text(path)
+        text, reason = read_text(path)
         fields, body, reason = _front_matter(text) if reason is None else ({}, "", reason)
         if reason is None:
             missing = [key for key in ("id", "source", "language") if not fields.get(key)]
@@ -93,53 +92,7 @@ def read_samples(folder: str | Path | None = None) -> tuple[list[Document], list
             continue
         known = {key: fields.get(key, "") for key in ("id", "title", "source", "language", "licence")}
         documents.append(Document(text=body, **known))
-    return _accept(documents, rejected)
-
-
-def read_folder(path: str | Path, source: str = "local", language: str = "en") -> tuple[list[Document], list[dict]]:
-    """Your own texts: every .txt, .md, .py and .jsonl file under a folder (a .jsonl line needs a "text" field).
-
-    Args:
-        path: the folder, read recursively in sorted order.
-        source: what to call the source; one of the nine kinds when it is one.
-        language: "en", "zh", or "auto" (by the share of Chinese characters).
-
-    Returns:
-        (documents, rejected: list of {"id", "reason"}); files of other kinds are listed as rejected.
-
-    Raises:
-        FileNotFoundError: no such folder. ValueError: an unknown language.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give a folder that holds {', '.join(READABLE)} files")
-    if language not in ("en", "zh", "auto"):
-        raise ValueError(f"language {language!r} is unknown; accepted: en, zh, auto")
-    documents, rejected = [], []
-
-    def keep(name: str, text: str, title: str = "", licence: str = "") -> None:
-        lang = language_of(text) if language == "auto" else language
-        documents.append(Document(name, text, source, lang, title, licence))
-
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = file.relative_to(folder).as_posix()
-        if file.suffix not in READABLE:
-            rejected.append({"id": name, "reason": f"suffix {file.suffix!r} is not read; accepted: {READABLE}"})
-        elif file.suffix == ".jsonl":
-            for row, record in enumerate(iter_jsonl(file, rejected)):
-                text = record.get("text")
-                if not isinstance(text, str):
-                    rejected.append({"id": f"{name}#{row}", "reason": 'record has no "text" string'})
-                    continue
-                title, licence = str(record.get("title", "")), str(record.get("licence", ""))
-                keep(str(record.get("id", f"{name}#{row}")), text, title, licence)
-        else:
-            text, reason = _read_text(file)
-            if reason is not None:
-                rejected.append({"id": name, "reason": reason})
-            else:
-                keep(name, text, file.stem)
-    return _accept(documents, rejected)
+    return accept(documents, rejected), rejected
 
 
 def python_topics() -> list[Document]:
@@ -174,12 +127,19 @@ def python_source(modules: Sequence[str] | None = None) -> list[Document]:
     return documents
 
 
-def _read_text(path: Path) -> tuple[str, str | None]:
-    raw = path.read_bytes()
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> tuple[str, str | None]:
+    """A file's text, or why it cannot be used: (text, None) or ("", reason). At most max_bytes are read."""
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            return "", f"{size:,} bytes, the limit for one document is {max_bytes:,}; split it or raise max_bytes"
+        raw = path.read_bytes()
+    except OSError as error:
+        return "", f"cannot be read ({error.strerror or type(error).__name__})"
     if b"\x00" in raw:
         return "", "binary file (holds a zero byte); convert it to UTF-8 text"
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n"), None
+        return raw.decode("utf-8-sig"), None
     except UnicodeDecodeError as error:
         return "", f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
 
@@ -196,60 +156,44 @@ def _front_matter(text: str) -> tuple[dict[str, str], str, str | None]:
     return fields, text[match.end() :], None
 
 
-def _accept(documents: list[Document], rejected: list[dict]) -> tuple[list[Document], list[dict]]:
-    """Strip texts; move empty ones and repeated ids to `rejected`."""
-    kept, seen = [], set()
+def accept(
+    documents: Iterable[Document], rejected: list[dict], cleaned: list[dict] | None = None
+) -> list[Document]:
+    """The documents that can be used, stripped and without invisible characters; the others go to `rejected`.
+
+    Args:
+        documents: any; taken one by one.
+        rejected: gets {"id", "reason"} for empty, unusable (`text.unusable`) and repeated ones.
+        cleaned: gets {"id", "removed": {"U+200B": count}} for each text that invisible characters were taken from.
+    """
+    return list(accepting(documents, rejected, cleaned))
+
+
+def accepting(
+    documents: Iterable[Document], rejected: list[dict], cleaned: list[dict] | None = None, unique: bool = True
+) -> Iterator[Document]:
+    """`accept`, one by one; without `unique` the ids seen are not remembered (for endless streams)."""
+    seen: set[str] = set()
     for document in documents:
-        text = document.text.strip().strip("\ufeff\u200b")
-        if not text:
-            rejected.append({"id": document.id, "reason": "empty document"})
-        elif document.id in seen:
-            rejected.append({"id": document.id, "reason": "duplicate id; ids must be unique"})
-        else:
+        text, removed = clean(document.text)
+        text = text.strip()
+        reason = unusable(text)
+        if reason is None and unique and document.id in seen:
+            reason = "duplicate id; ids must be unique"
+        if reason is not None:
+            rejected.append({"id": document.id, "reason": reason})
+            continue
+        if unique:
             seen.add(document.id)
-            kept.append(replace(document, text=text))
-    return kept, rejected
+        if removed and cleaned is not None:
+            cleaned.append({"id": document.id, "removed": removed})
+        yield document if text == document.text else replace(document, text=text)
 
 
 # -------------------------------------------------------------------------------------------------- lengths in tokens
 def token_lengths(documents: Sequence[Document], tokenizer) -> np.ndarray:
     """Length of each document in tokens (no special tokens). Returns int64[len(documents)]."""
-    return np.array([len(token_ids(tokenizer, d.text)) for d in documents], dtype=np.int64)
-
-
-def sample_documents(
-    documents: Sequence[Document],
-    lengths: Sequence[int] | np.ndarray,
-    n: int,
-    seed: int,
-    *,
-    power: float = 1.0,
-    max_tokens: int | None = None,
-) -> list[Document]:
-    """Draw n different documents, long ones upsampled: the chance of each draw grows with length ** power.
-
-    Args:
-        documents: to draw from.
-        lengths: tokens of each.
-        n: how many.
-        seed: of this draw's own generator; the same seed gives the same documents in the same order.
-        power: 0 draws every document alike, 1 in proportion to its length.
-        max_tokens: leave longer documents out (the paper keeps articles under 64k tokens).
-
-    Raises:
-        ValueError: lengths that do not match, or more documents wanted than there are.
-    """
-    lengths = np.asarray(lengths, dtype=np.float64)
-    if len(lengths) != len(documents):
-        raise ValueError(f"{len(documents)} documents but {len(lengths)} lengths; give one length for each document")
-    usable = np.flatnonzero((lengths > 0) & (lengths <= (max_tokens or np.inf)))
-    if n > len(usable):
-        raise ValueError(f"{n} documents wanted, {len(usable)} usable; ask for at most {len(usable)} or add documents")
-    if n == 0:
-        return []
-    weights = lengths[usable] ** power
-    chosen = np.random.default_rng(seed).choice(usable, size=n, replace=False, p=weights / weights.sum())
-    return [documents[i] for i in chosen]
+    return token_counts(tokenizer, [d.text for d in documents])
 
 
 def cut_to_tokens(document: Document, tokenizer, max_tokens: int) -> Document:

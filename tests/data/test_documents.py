@@ -1,16 +1,11 @@
-"""Readers account for every file; cuts and draws keep their promises; sentence ends are where a reader sees them."""
+"""Readers account for every file; cuts keep their promises."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from longalign_lib.data import documents as D
-from longalign_lib.data.text import language_of, sentence_ends, token_ids
+from longalign_lib.data.text import language_of, token_ids
 
 HEAD = '---\nid: {id}\ntitle: A: "title"\nsource: {source}\nlanguage: en\nlicence: CC0-1.0\n---\n\n{body}'
 
@@ -51,26 +46,24 @@ def test_samples_with_faults_are_rejected_with_reasons(tmp_path):
     assert "lacks id" in reasons["h.txt"] and len(rejected) == 7
 
 
-def test_a_folder_of_ones_own(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "code.py").write_text("x = 1\n")
-    (tmp_path / "notes.md").write_text("这是中文。")
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    (tmp_path / "rows.jsonl").write_text('{"text": "one", "id": "r1"}\n{"txt": "two"}\n{broken\n{"text": "four"}\n')
-    documents, rejected = D.read_folder(tmp_path, source="wiki", language="auto")
-    assert {d.id: (d.text, d.language) for d in documents} == {
-        "notes.md": ("这是中文。", "zh"), "sub/code.py": ("x = 1", "en"), "r1": ("one", "en"),
-        "rows.jsonl#2": ("four", "en"),
-    }  # fmt: skip
-    reasons = {r["id"]: r["reason"] for r in rejected}
-    assert reasons["empty.txt"] == "empty document" and ".png" in reasons["picture.png"]
-    assert "valid JSON" in reasons["rows.jsonl:3"] and 'no "text"' in reasons["rows.jsonl#1"]
-    assert len(documents) + len(rejected) == 8  # 4 + 4 rows and files seen
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        D.read_folder(tmp_path / "gone")
-    with pytest.raises(ValueError, match="'de' is unknown; accepted: en, zh, auto"):
-        D.read_folder(tmp_path, language="de")
+def test_what_cannot_be_used_is_rejected_and_what_is_cleaned_is_noted():
+    rejected, cleaned = [], []
+    texts = ["ok", "a\u200bb\u200b", "  ", "x\x00y", "half \ud800 of one", "\ufffd" * 3 + "abc", "ok"]
+    documents = [doc(i, text) for i, text in enumerate(texts)] + [doc(0, "another")]
+    kept = D.accept(documents, rejected, cleaned)
+    assert [(d.id, d.text) for d in kept] == [("d0", "ok"), ("d1", "ab"), ("d6", "ok")]
+    assert cleaned == [{"id": "d1", "removed": {"U+200B": 2}}]
+    reasons = [(r["id"], r["reason"]) for r in rejected]
+    assert [id for id, _ in reasons] == ["d2", "d3", "d4", "d5", "d0"]
+    for (_, reason), word in zip(reasons, ("empty", "zero byte", "lone surrogate", "replacement", "duplicate id")):
+        assert word in reason
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 101)
+    assert D.read_text(tmp_path / "a.txt", 101) == ("x" * 101, None)
+    assert "101 bytes, the limit for one document is 100" in D.read_text(tmp_path / "a.txt", 100)[1]
+    assert "cannot be read (No such file" in D.read_text(tmp_path / "b.txt")[1]
 
 
 def test_what_python_carries():
@@ -81,24 +74,6 @@ def test_what_python_carries():
     for bad in ("sys", "no_such_module", "no.such"):
         with pytest.raises(ValueError, match=f"'{bad}' has no Python source"):
             D.python_source([bad])
-
-
-def test_sampling_prefers_long_documents_in_proportion():
-    documents = [doc(i) for i in range(4)]
-    lengths = [1000, 2000, 3000, 4000]
-    first = np.bincount([int(D.sample_documents(documents, lengths, 1, s)[0].id[1]) for s in range(2000)], minlength=4)
-    assert np.abs(first / 2000 - np.array(lengths) / 10_000).max() < 0.035
-    flat = np.bincount(
-        [int(D.sample_documents(documents, lengths, 1, s, power=0)[0].id[1]) for s in range(2000)], minlength=4
-    )
-    assert np.abs(flat / 2000 - 0.25).max() < 0.035
-    drawn = D.sample_documents(documents, lengths, 3, 7)
-    assert drawn == D.sample_documents(documents, lengths, 3, 7) and len({d.id for d in drawn}) == 3
-    assert {d.id for d in D.sample_documents(documents, lengths, 2, 0, max_tokens=2500)} == {"d0", "d1"}
-    with pytest.raises(ValueError, match="5 documents wanted, 4 usable"):
-        D.sample_documents(documents, lengths, 5, 0)
-    with pytest.raises(ValueError, match="4 documents but 1 lengths"):
-        D.sample_documents(documents, [3], 1, 0)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 50, 333])
@@ -129,21 +104,3 @@ def test_join_keeps_what_agrees():
     assert (joined.source, joined.language, joined.licence) == ("mixed", "en", "CC0")
     with pytest.raises(ValueError, match="at least one"):
         D.join([])
-
-
-def test_sentence_ends():
-    text = 'Dr. Smith paid 3.50 at 5 p.m. "Why?" he asked. See e.g. J. Doe.\n\nNext one!'
-    pieces = [text[a:b].strip() for a, b in zip([0, *sentence_ends(text)], sentence_ends(text))]
-    assert pieces == ["Dr. Smith paid 3.50 at 5 p.m.", '"Why?" he asked.', "See e.g. J. Doe.", "Next one!"]
-    chinese = "他说：“走吧。”然后走了！真的？"
-    assert [chinese[:e] for e in sentence_ends(chinese)] == [
-        "他说：“走吧。”", "他说：“走吧。”然后走了！", chinese,
-    ]  # fmt: skip
-    assert sentence_ends("no stop") == [7]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(alphabet='ab .!?。\n"”1A', max_size=60))
-def test_sentence_ends_ascend_and_cover_the_text(text):
-    ends = sentence_ends(text)
-    assert ends[-1] == len(text) and all(a < b for a, b in pairwise(ends))
