@@ -79,7 +79,7 @@ def variety(openings: pd.DataFrame, nearest: np.ndarray, out: Path | str | None 
     fig, (left, right) = style.new("wide", height=3.4, cols=2)
     shown = openings[:top][::-1]
     left.barh(range(len(shown)), shown.share, color=style.COLOURS[0], height=0.65)
-    names = [x if style.can_draw(x) else f"(no. {len(shown) - k} in the table)" for k, x in enumerate(shown.opening)]
+    names = [x if style.can_draw(x) else f"(no. {len(shown) - k} of {name}.csv)" for k, x in enumerate(shown.opening)]
     left.set_yticks(range(len(shown)), [x if len(x) <= 28 else x[:27] + "…" for x in names])
     left.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     rest = len(openings) - len(shown)

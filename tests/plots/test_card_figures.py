@@ -35,4 +35,4 @@ def test_what_no_font_can_draw_is_numbered_not_boxed(monkeypatch):
     assert style.can_draw("What is") and not style.can_draw("\U0010fffd")
     monkeypatch.setattr(style, "can_draw", str.isascii)
     frame = pd.DataFrame({"opening": ["what is", "为 什"], "questions": [2, 1], "share": [2 / 3, 1 / 3]})
-    assert [t.get_text() for t in figures.variety(frame, np.zeros(3)).axes[0].get_yticklabels()] == ["(no. 2 in the table)", "what is"]
+    assert [t.get_text() for t in figures.variety(frame, np.zeros(3)).axes[0].get_yticklabels()] == ["(no. 2 of variety.csv)", "what is"]
