@@ -249,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run one step; errors that have a fix end with one line and code 2."""
+    """Run one step; errors that have a fix end with one line."""
     args = parser().parse_args(words)
     try:
         args.run(args)
