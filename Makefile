@@ -8,7 +8,7 @@ PY := .venv/bin/python
 INSTALLED := .venv/.installed
 COURSE = $(PY) -m longalign_lib.course --profile "$(PROFILE)" --seed "$(SEED)" --only "$(ONLY)" $(if $(ONLINE),--online)
 
-.PHONY: course test test-all lab outputs bench model clean
+.PHONY: course test test-slow test-all lab outputs bench model clean
 
 course: model  ## run the notebooks in order: executed copies and pages in build/
 	$(COURSE)
@@ -16,8 +16,10 @@ course: model  ## run the notebooks in order: executed copies and pages in build
 test: model  ## the tests, in minutes
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not slow"
 
-test-all: model  ## the slow tests too
-	HF_HUB_OFFLINE=1 $(PY) -m pytest
+test-slow: model  ## the others: killed runs, several processes
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow
+
+test-all: test test-slow  ## both
 
 lab: model  ## JupyterLab on the notebooks
 	$(PY) -m jupyter lab --notebook-dir=notebooks
