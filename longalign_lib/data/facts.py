@@ -182,3 +182,30 @@ SEVERAL = {
         "count": ("在{keys}之中，上文给出了其中几个的{p}？", "上文给出了其中{n}个的{p}：{keys}。"),
     },
 }
+
+# Questions about code. {k} a function or constant, {p} a parameter, {v} the value or values.
+CODE_QUESTIONS = {
+    "en": {
+        "default": ("What is the default value of the parameter `{p}` of the function `{k}`?",
+                    "The default value of `{p}` in `{k}` is {v}."),
+        "parameters": ("List the parameters of the function `{k}` in the order of its definition.",
+                       "The parameters of `{k}` are {v}."),
+        "constant": ("Which value does the code assign to `{k}`?", "The code assigns {v} to `{k}`."),
+    },
+    "zh": {
+        "default": ("函数`{k}`的参数`{p}`的默认值是什么？", "`{k}`中`{p}`的默认值是{v}。"),
+        "parameters": ("请按定义中的先后顺序列出函数`{k}`的参数。", "`{k}`的参数依次是{v}。"),
+        "constant": ("代码给`{k}`赋了什么值？", "代码给`{k}`赋的值是{v}。"),
+    },
+}  # fmt: skip
+CODE_WORDS = {
+    "en": ("This listing belongs to the appendix:", "A note in the margin holds some code:",
+           "The following lines were attached:"),
+    "zh": ("附录中有这样一段代码：", "页边附有如下代码：", "附件里的代码如下："),
+}  # fmt: skip
+CODE_NAMES = {
+    "verb": "raise lower drain flush trim prime seal align polish rewind calibrate unlatch".split(),
+    "noun": "sluice turret basin trough winch gantry bellows kiln cistern derrick plinth spindle".split(),
+    "parameter": "speed torque patience offset depth colour rhythm margin grade tension".split(),
+    "string": "amber cobalt russet ivory teal crimson ochre indigo sepia viridian".split(),
+}

@@ -5,44 +5,37 @@ the text (not of its tokens), at depths drawn uniformly; other facts of the same
 
     retrieve  one fact asked for                   hop    the answer needs two facts
     list      several facts asked for              order  keys in the order in which they appear
-    count     how many of some keys have a fact
+    count     how many of some keys have a fact    chain  a hop among others of its kind, so that both facts are needed
+    code      a default, parameters or a constant, read from real code or from a listing put in (`verifiable_code`)
 
     ... a real sentence. The access code of the north archive is 48213. The next real sentence ...
 
     What is the access code of the north archive?  ->  The access code of the north archive is 48213.
 
-Invariants: the whole chat has at most max_tokens tokens; a key or value that the document already holds is not used;
-the same arguments give the same samples. Cost: two tokenisations a sample and one of each document.
+Replies are marked by `is_right` (`verifiable_answers`); `verifiable_build` writes files of samples that survive kills.
+
+Invariants: the whole chat has at most max_tokens tokens; a key or value that the document already holds is not used, and
+each stands in the text as often as the inserted sentences say; no question holds its answer; the same arguments give the
+same samples. Cost: two tokenisations a sample and one of each document; 2,000 samples of up to 4k tokens take about half
+a minute on one core.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from longalign_lib.data.documents import Document
-from longalign_lib.data.facts import FAMILIES, HOP_PEOPLE, HOP_PLACES, HOPS, SEVERAL
+from longalign_lib.data.facts import FAMILIES
 from longalign_lib.data.text import language_of, sentence_ends
 from longalign_lib.data.tokens import encode_chat
+from longalign_lib.data.verifiable_answers import is_right
+from longalign_lib.data.verifiable_items import ALL_KINDS, KINDS, Item, make_item
 
-KINDS = ("retrieve", "list", "order", "count", "hop")
-
-
-@dataclass(frozen=True)
-class Item:
-    """What is put into a document and asked: sentences to insert, question, answer, the strings it must hold."""
-
-    sentences: tuple[str, ...]
-    question: str
-    answer: str
-    expected: tuple[str, ...]
-    names: tuple[str, ...]  # keys and values that the document must not hold beforehand
-    ordered: bool = False  # the sentences must keep their order
+__all__ = ["ALL_KINDS", "KINDS", "Item", "insert_sentences", "is_right", "make_item", "retrieval_samples"]
 
 
 def retrieval_samples(
@@ -65,93 +58,37 @@ def retrieval_samples(
         n: how many samples.
         max_tokens, min_tokens: the whole chat's length is drawn uniformly between them (and hit within a sentence).
         seed: of this call's own generator.
-        kinds: drawn uniformly from these; see the module's text.
+        kinds: drawn uniformly from these (all are in ALL_KINDS); see the module's text.
         max_facts: a "retrieve" sample holds 1 to max_facts facts of which one is asked for.
         progress: show a bar when it takes longer than two seconds.
 
     Returns:
         n samples: {"messages", "length" (tokens), "source", "task" ("verifiable:<kind>"), "language", "document_id",
-        "model": "none", "prompt_hash", "expected" (strings the answer must hold), "depths" (0..1, of the text)}.
+        "model": "none", "prompt_hash", "expected" (strings the answer must hold), "wrong" (strings it must not hold),
+        "pairs" (of a list: key and value), "depths" (0..1, of the text)}.
 
     Raises:
         ValueError: an unknown kind, no documents, or bounds that no sample can meet.
     """
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    check_arguments(documents, kinds, min_tokens, max_tokens)
+    rng = np.random.default_rng(seed)
+    pool = Pool(documents, tokenizer)
+    samples = []
+    for _ in tqdm(range(n), desc="verifiable", leave=False, delay=2, disable=not progress):
+        kind = str(rng.choice(list(kinds)))
+        samples.append(draw_sample(pool, kind, min_tokens, max_tokens, max_facts, rng))
+    return samples
+
+
+def check_arguments(documents: Sequence[Document], kinds: Sequence[str], min_tokens: int, max_tokens: int) -> None:
+    """Raise ValueError for an unknown kind, no documents, or bounds in the wrong order."""
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
     if unknown or not kinds:
-        raise ValueError(f"kinds {unknown or '()'} unknown; accepted: {', '.join(KINDS)}")
+        raise ValueError(f"kinds {unknown or '()'} unknown; accepted: {', '.join(ALL_KINDS)}")
     if not documents:
         raise ValueError("no documents given; read some with longalign_lib.data.documents")
     if not 0 < min_tokens <= max_tokens:
         raise ValueError(f"min_tokens {min_tokens} and max_tokens {max_tokens}: need 0 < min_tokens <= max_tokens")
-    rng = np.random.default_rng(seed)
-    pool = _Pool(documents, tokenizer)
-    samples = []
-    for _ in tqdm(range(n), desc="verifiable", leave=False, delay=2, disable=not progress):
-        kind = str(rng.choice(list(kinds)))
-        samples.append(_sample(pool, kind, min_tokens, max_tokens, max_facts, rng))
-    return samples
-
-
-def is_right(sample: dict, reply: str) -> bool:
-    """True when a reply holds every expected string of the sample as a whole word, in order for "order" samples."""
-    found, position = [], 0
-    for value in sample["expected"]:
-        edge = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
-        match = re.compile(edge[0] + re.escape(value.lower()) + edge[1]).search(reply.lower(), position)
-        if sample["task"].endswith(":order") and match:
-            position = match.end()
-        found.append(match is not None)
-    return all(found)
-
-
-# ---------------------------------------------------------------------------------------------------------- questions
-def make_item(kind: str, language: str, body: str, rng: np.random.Generator, max_facts: int = 3) -> Item:
-    """Draw the facts and the question of one sample; names that the body already holds are drawn again."""
-    for _ in range(50):
-        item = _hop(language, rng) if kind == "hop" else _facts(kind, language, rng, max_facts)
-        lowered = body.lower()
-        if not any(name.lower() in lowered for name in item.names):
-            return item
-    raise ValueError(f"no {kind} facts are left that the document does not already name; give another document")
-
-
-def _hop(language: str, rng: np.random.Generator) -> Item:
-    options = HOPS[language]
-    first, second, question, answer = options[int(rng.integers(len(options)))]
-    a, b, v = str(rng.choice(HOP_PLACES[language])), HOP_PEOPLE[language](rng), str(int(rng.integers(101, 9999)))
-    fill = {"a": a, "b": b, "v": v}
-    return Item((first.format(**fill), second.format(**fill)), question.format(**fill), answer.format(**fill), (v,),
-                (b, v))  # fmt: skip
-
-
-def _facts(kind: str, language: str, rng: np.random.Generator, max_facts: int) -> Item:
-    families = FAMILIES[language]
-    family = families[int(rng.integers(len(families)))]
-    count = int(rng.integers(1, max_facts + 1)) if kind == "retrieve" else int(rng.integers(2, 5))
-    absent = int(rng.integers(1, 3)) if kind == "count" else 0
-    keys = [str(k) for k in rng.choice(family.keys, size=count + absent, replace=False)]
-    values: list[str] = []
-    while len(values) < count:
-        value = family.value(rng)
-        if value not in values:
-            values.append(value)
-    pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
-    sentences = tuple(pick(family.facts).format(k=k, v=v) for k, v in zip(keys, values))
-    names = (*keys, *values)
-    if kind == "retrieve":
-        k, v = keys[0], values[0]
-        return Item(sentences, pick(family.questions).format(k=k), pick(family.answers).format(k=k, v=v), (v,), names)
-    question, answer = SEVERAL[language][kind]
-    comma, asked = SEVERAL[language]["order"][1], [str(k) for k in rng.permutation(keys)]
-    question = question.format(p=family.plural, keys=comma.join(asked))
-    if kind == "list":
-        parts = [family.answers[0].format(k=k, v=values[keys.index(k)]).rstrip(".。") for k in asked]
-        stop = "." if language == "en" else "。"
-        return Item(sentences, question, answer.join(parts) + stop, tuple(values), names)
-    if kind == "order":
-        return Item(sentences, question, answer.join(keys), tuple(keys), names, ordered=True)
-    text = answer.format(p=family.plural, n=count, keys=comma.join(keys[:count]))
-    return Item(sentences, question, text, (str(count),), names)
 
 
 def insert_sentences(
@@ -178,7 +115,7 @@ def insert_sentences(
 
 
 # ------------------------------------------------------------------------------------------------------------- bodies
-class _Pool:
+class Pool:
     """Documents cut into sentences with the token count of each, so that a body of any length is a sum away."""
 
     def __init__(self, documents: Sequence[Document], tokenizer) -> None:
@@ -215,7 +152,7 @@ class _Pool:
         return "\n\n".join(texts), language, used
 
 
-def _sample(pool: _Pool, kind: str, low: int, high: int, max_facts: int, rng: np.random.Generator) -> dict:
+def draw_sample(pool: Pool, kind: str, low: int, high: int, max_facts: int, rng: np.random.Generator) -> dict:
     """One sample of low to high tokens, its wanted length drawn uniformly between them."""
     for attempt in range(60):
         if attempt % 6 == 0:  # another document and length; the five attempts behind this one correct its room
@@ -224,9 +161,14 @@ def _sample(pool: _Pool, kind: str, low: int, high: int, max_facts: int, rng: np
         text, language, used = pool.body(first, max(24, room), rng)
         if not text:  # the next sentence there is longer than the room: draw another place
             continue
-        item = make_item(kind, language, text, rng, max_facts)
+        try:
+            item = make_item(kind, language, text, rng, max_facts)
+        except ValueError:  # this text holds too many of the names; another place may not
+            continue
         depths = rng.random(len(item.sentences))
         text, depths = insert_sentences(text, item.sentences, sorted(depths) if item.ordered else depths, language)
+        if not _unique(item, text):
+            continue
         user = f"{text}\n\n{item.question}"
         messages = [{"role": "user", "content": user}, {"role": "assistant", "content": item.answer}]
         length = len(encode_chat(pool.tokenizer, messages)[0])
@@ -241,7 +183,9 @@ def _sample(pool: _Pool, kind: str, low: int, high: int, max_facts: int, rng: np
                 "model": "none",
                 "prompt_hash": hashlib.sha256(user.encode()).hexdigest()[:16],
                 "expected": list(item.expected),
-                "depths": depths,
+                "wrong": list(item.wrong),
+                "pairs": [list(pair) for pair in item.pairs],
+                "depths": depths or list(item.spots),
             }
         room -= length - target  # facts, question, answer and the chat's frame take their part
     raise ValueError(
@@ -249,3 +193,11 @@ def _sample(pool: _Pool, kind: str, low: int, high: int, max_facts: int, rng: np
         "tokens (add documents or lower min_tokens), or the chat's frame, the facts and one sentence need more (raise "
         "max_tokens)"
     )
+
+
+def _unique(item: Item, text: str) -> bool:
+    """True when each name stands in the text as often as in what was inserted, and the question holds no answer."""
+    inserted, lowered, asked = "\n".join(item.sentences).lower(), text.lower(), item.question.lower()
+    names = [name.lower() for name in item.names]
+    holds = item.ordered or not any(value.lower() in asked for value in item.expected)
+    return holds and all(lowered.count(name) == inserted.count(name) for name in names)

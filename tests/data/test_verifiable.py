@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,14 @@ from longalign_lib.data import facts
 from longalign_lib.data.documents import Document, python_topics, read_samples
 from longalign_lib.data.text import sentence_ends
 from longalign_lib.data.tokens import encode_chat
-from longalign_lib.data.verifiable import KINDS, insert_sentences, is_right, make_item, retrieval_samples
+from longalign_lib.data.verifiable import (
+    ALL_KINDS,
+    KINDS,
+    insert_sentences,
+    is_right,
+    make_item,
+    retrieval_samples,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +28,11 @@ def documents():
 
 @pytest.fixture(scope="module")
 def samples(documents, tokenizer):
-    return retrieval_samples(documents, tokenizer, 120, 900, seed=3, min_tokens=300, kinds=KINDS)
+    return retrieval_samples(documents, tokenizer, 120, 900, seed=3, min_tokens=300, kinds=ALL_KINDS)
 
 
 def test_schema_lengths_and_draws(samples, documents, tokenizer):
-    assert len(samples) == 120 and {s["task"] for s in samples} == {f"verifiable:{k}" for k in KINDS}
+    assert len(samples) == 120 and {s["task"] for s in samples} == {f"verifiable:{k}" for k in ALL_KINDS}
     assert {s["language"] for s in samples} == {"en", "zh"}
     for s in samples:
         assert [m["role"] for m in s["messages"]] == ["user", "assistant"] and s["model"] == "none"
@@ -31,9 +40,9 @@ def test_schema_lengths_and_draws(samples, documents, tokenizer):
     lengths = [s["length"] for s in samples]
     assert max(lengths) > 800 and min(lengths) < 400  # spread over the range, not heaped at one end
     assert len({s["prompt_hash"] for s in samples}) == 120
-    again = retrieval_samples(documents, tokenizer, 5, 900, seed=3, min_tokens=300, kinds=KINDS)
+    again = retrieval_samples(documents, tokenizer, 5, 900, seed=3, min_tokens=300, kinds=ALL_KINDS)
     assert again == samples[:5]
-    assert retrieval_samples(documents, tokenizer, 5, 900, seed=4, min_tokens=300, kinds=KINDS) != again
+    assert retrieval_samples(documents, tokenizer, 5, 900, seed=4, min_tokens=300, kinds=ALL_KINDS) != again
 
 
 def test_every_answer_is_right_and_stands_in_the_text(samples):
@@ -43,15 +52,50 @@ def test_every_answer_is_right_and_stands_in_the_text(samples):
         assert is_right(s, answer) and not is_right(s, "I do not know.")
         if not s["task"].endswith(":count"):
             assert all(value in text for value in s["expected"])
-        if s["task"].endswith(":retrieve"):
-            assert text.count(s["expected"][0]) == 1
+        if s["task"].endswith((":retrieve", ":hop", ":chain", ":list")):
+            assert all(text.count(value) == 1 for value in s["expected"])
+        if s["task"].endswith((":retrieve", ":chain")):  # the other facts are there, too, and are no answer
+            assert all(text.count(value) == 1 for value in s["wrong"])
+            assert not any(is_right(s, f"It is {value}.") for value in s["wrong"])
+            assert not is_right(s, f"One of {', '.join([*s['expected'], *s['wrong']])}.") or not s["wrong"]
         if s["task"].endswith(":order"):
             places = [text.index(key) for key in s["expected"]]
             assert places == sorted(places) and not is_right(s, ", ".join(reversed(s["expected"])))
 
 
+def test_no_question_holds_its_answer(samples):
+    for s in samples:
+        question = s["messages"][0]["content"].rsplit("\n\n", 1)[1]
+        if not s["task"].endswith(":order"):
+            assert not any(value.lower() in question.lower() for value in s["expected"])
+            assert not is_right(s, question)
+
+
+def test_a_chain_needs_both_of_its_facts(samples):
+    chains = [s for s in samples if s["task"].endswith(":chain")]
+    for s in chains:
+        text, question = s["messages"][0]["content"].rsplit("\n\n", 1)
+        ends = sentence_ends(text)
+        about = [text[a:b] for a, b in zip([0, *ends[:-1]], ends) if s["expected"][0] in text[a:b]]
+        assert len(about) == 1 and len(s["wrong"]) >= 1
+        place = next(p for p in facts.HOP_PLACES[s["language"]] if p in question)
+        assert place not in about[0].replace(text.split(about[0])[0], "")  # the value's sentence does not name the place
+    assert len(chains) > 5 and {s["language"] for s in chains} == {"en", "zh"}
+
+
+def test_draws_of_the_first_five_kinds_never_change():
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(200):
+        for kind in KINDS:
+            for language in ("en", "zh"):
+                x = make_item(kind, language, "", rng)
+                drawn.append((x.sentences, x.question, x.answer, x.expected, x.names, x.ordered))
+    # Trained runs are repeated from these: a changed wording or an added draw changes their data.
+    assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == "01d5f5f0d5aa41f7" and rng.integers(1000) == 841
+
+
 def test_without_its_facts_the_text_is_the_documents_own(documents, tokenizer):
-    one = [d for d in documents if d.source == "wikipedia"]
+    one = [d for d in documents if d.id == "wikipedia_bridges"]
     for s in retrieval_samples(one, tokenizer, 20, 500, seed=0, min_tokens=200, max_facts=1):
         text = s["messages"][0]["content"].rsplit("\n\n", 1)[0]
         value = s["expected"][0]
@@ -76,7 +120,7 @@ def test_insertion_at_sentence_boundaries_and_depths():
 
 
 def test_depths_cover_the_text(samples):
-    depths = np.concatenate([s["depths"] for s in samples if not s["task"].endswith(":order")])
+    depths = np.concatenate([s["depths"] for s in samples if s["task"].endswith((":retrieve", ":list", ":count", ":hop"))])
     assert np.histogram(depths, 4, range=(0, 1))[0].min() > 0.12 * len(depths)
 
 
@@ -87,11 +131,12 @@ def test_every_wording_of_every_family_carries_key_and_value(language):
         assert all("{k}" in t and "{v}" in t for t in family.facts) and all("{k}" in t for t in family.questions)
         assert all("{v}" in t for t in family.answers)
     rng = np.random.default_rng(0)
-    for kind in KINDS:
+    for kind in ALL_KINDS:
         for _ in range(40):
             item = make_item(kind, language, "", rng)
             assert item.sentences and "{" not in item.question + item.answer + "".join(item.sentences)
-            assert is_right({"task": f"verifiable:{kind}", "expected": item.expected}, item.answer)
+            sample = {"task": f"verifiable:{kind}", "expected": item.expected, "wrong": item.wrong, "pairs": item.pairs}
+            assert is_right(sample, item.answer), (sample, item.answer)
 
 
 def test_names_that_the_document_holds_are_not_used():
@@ -103,13 +148,6 @@ def test_names_that_the_document_holds_are_not_used():
     everything = " ".join(k for f in facts.ENGLISH for k in f.keys)
     with pytest.raises(ValueError, match="facts are left"):
         make_item("retrieve", "en", everything, rng)
-
-
-def test_whole_words_only():
-    sample = {"task": "verifiable:count", "expected": ["3"]}
-    assert is_right(sample, "There are 3.") and not is_right(sample, "There are 13 or 30.")
-    assert is_right({"task": "x", "expected": ["Ines Quist"]}, "it is INES QUIST!")
-    assert is_right({"task": "x", "expected": ["48213"]}, "密码是48213。")
 
 
 def test_short_documents_are_continued_with_others(tokenizer):

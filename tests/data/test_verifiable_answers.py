@@ -1,0 +1,67 @@
+"""Replies are marked by what they say, not by how they write it, and shotgun replies are wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from longalign_lib.data.verifiable_answers import is_right
+
+
+def sample(kind, expected, wrong=(), pairs=()):
+    return {"task": f"verifiable:{kind}", "expected": list(expected), "wrong": list(wrong), "pairs": [list(p) for p in pairs]}
+
+
+RIGHT = [
+    (("retrieve", ["48213"]), ["48213", "The code is **48,213**.", "４８２１３", "密码是48213。", "it is `48213`!", "48213."]),
+    (("retrieve", ["07:05"]), ["At 07:05.", "7:05", "7.05 am", "It leaves at 7:05 a.m.", "7点05分"]),
+    (("retrieve", ["19:30"]), ["19:30", "7:30 pm", "7.30 p.m.", "晚上7点30分"]),
+    (("retrieve", ["6点15分"]), ["6点15分出发。", "6:15", "06:15"]),
+    (("retrieve", ["1712"]), ["in 1712", "1712年", "(1712)"]),
+    (("retrieve", ["Ines Quist"]), ["it is INES QUIST!", "Ines  Quist", "Ines\nQuist", "**Ines Quist**", "“Ines Quist”"]),
+    (("retrieve", ["欧阳若溪"]), ["管理员是欧阳若溪。", "欧阳若溪"]),
+    (("retrieve", ["amber otter"]), ["“Amber Otter”", "the password is 'amber otter'"]),
+    (("count", ["3"], ["2"]), ["3", "There are 3.", "Three of them", "Of the 4, three have one.", "三个", "3个", "其中有3个", "一共三个。"]),
+    (("count", ["2"], ["3"]), ["两个", "two", "2", "有二个"]),
+    (("code", ["utf-8"]), ["'utf-8'", '"utf-8"', "`utf-8`", "utf-8", "It is UTF-8"]),
+    (("code", ["0.5"]), ["0.5", "the default is `0.5`."]),
+    (("code", ["host", "port", "headers"]), ["`host`, `port`, `headers`", "host, port=80 and headers", "1. host\n2. port\n3. headers"]),
+    (("order", ["Tolna", "Mirel", "Darrow"]), ["Tolna, Mirel, Darrow", "First Tolna, then Mirel and at last Darrow.",
+        "Of Darrow, Tolna and Mirel the order is: Tolna, Mirel, Darrow.", "Tolna → Mirel → Darrow"]),
+    (("list", ["12345", "54321"], (), [("the vault", "54321"), ("the old mill", "12345")]),
+        ["The vault: 54321; the old mill: 12345", "54321, 12345", "- the old mill 12345\n- the vault 54321",
+         "12345 (the old mill), 54321 (the vault)"]),
+]  # fmt: skip
+WRONG = [
+    (("retrieve", ["48213"], ["55555"]), ["", "4821", "148213", "482130", "48213 or 55555", "4 8 2 1 3", "48213.5"]),
+    (("retrieve", ["07:05"]), ["17:05", "7:50", "7:05 pm", "晚上7点05分"]),
+    (("retrieve", ["19:30"]), ["7:30", "9:30", "7:30 am"]),
+    (("retrieve", ["Ines Quist"]), ["Ines", "Quist", "Ines Quistova", "Quist, Ines Maria"]),
+    (("retrieve", ["1712"]), ["1,7121", "01712a", "1713"]),
+    (("count", ["3"], ["2"]), ["13 or 30", "2 or 3", "two, no, three", "第三个", "thirteen", "三十个", "33"]),
+    (("count", ["2"], ["3"]), ["the second", "十二个", "22"]),
+    (("code", ["5"]), ["0.5", "5.2", "55", "x5"]),
+    (("code", ["707"], ["556"]), ["707 or 556", "556"]),
+    (("code", ["host", "port", "headers"]), ["port, host, headers", "host, port"]),
+    (("order", ["Tolna", "Mirel", "Darrow"]), ["Mirel, Tolna, Darrow", "Tolna, Darrow", "Tolna, Darrow, Mirel, Darrow",
+        "Tolna, Mirel, Darrow, no: Darrow, Mirel, Tolna"]),
+    (("list", ["12345", "54321"], (), [("the vault", "54321"), ("the old mill", "12345")]),
+        ["The vault: 12345; the old mill: 54321", "12345, 54321", "54321", "the vault, the old mill"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "replies"), RIGHT)
+def test_right_in_any_form(made, replies):
+    for reply in replies:
+        assert is_right(sample(*made), reply), reply
+
+
+@pytest.mark.parametrize(("made", "replies"), WRONG)
+def test_wrong_ones_are_wrong(made, replies):
+    for reply in replies:
+        assert not is_right(sample(*made), reply), reply
+
+
+def test_samples_without_the_newer_keys_are_marked_too():
+    assert is_right({"task": "verifiable:list", "expected": ["1", "2"]}, "2 and 1")
+    assert not is_right({"task": "verifiable:list", "expected": ["1", "2"]}, "2")
+    assert not is_right({"task": "verifiable:retrieve", "expected": []}, "anything")  # nothing expected is no free pass
