@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_a_broken_conversation_is_named_and_kept_out_of_the_store_with_a_reason(
 def test_a_tokenizer_without_template_is_named(tokenizer):
     own = copy.deepcopy(tokenizer)
     own.chat_template = None
-    with pytest.raises(ValueError, match="has no chat template; use an instruction-tuned"):
+    with pytest.raises(ValueError, match=r"has no chat template: set tokenizer.chat_template"):
         encode_chat(own, chat("a", "b"))
 
 
@@ -172,8 +173,8 @@ def test_the_store_holds_what_encode_gives_and_reads_back(tokenizer, rows, tmp_p
         assert (store[-1][0] == store[2][0]).all() and len(list(store)) == 3
         with pytest.raises(IndexError, match="row 3 of a store of 3"):
             store[3]
-    disk = sum(f.stat().st_size for f in (tmp_path / "store").glob("[il]*.npy"))
-    assert disk == 5 * built.lengths.sum() + 2 * 128  # 5 bytes a token and two headers
+    (shard,) = (tmp_path / "store").glob("shard-*.arrow")
+    assert shard.stat().st_size < 2 * built.lengths.sum() + 4096  # 2 bytes a token, the rest is schema and runs
 
 
 def test_a_target_at_position_0_is_not_counted():
@@ -215,9 +216,80 @@ def test_nothing_usable_is_an_error_and_nothing_given_is_an_empty_store(tokenize
 
 
 def test_a_store_that_is_missing_or_torn_is_named(tokenizer, rows, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no complete token store here"):
+    with pytest.raises(FileNotFoundError, match=r"no complete token store here \(index.arrow is missing"):
         TokenStore.load(tmp_path)
-    TokenStore.build(rows, tokenizer, 1000)[0].save(tmp_path)
-    np.save(tmp_path / "input_ids.npy", np.arange(3, dtype=np.int32))
+    built, _ = TokenStore.build(rows, tokenizer, 1000)
+    built.save(tmp_path)
+    shard = tmp_path / "shard-00000.arrow"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"parts disagree \(shard-00000.arrow has \d+ bytes, the index knows .*build the store again"):
+        TokenStore.load(tmp_path)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"parts disagree \(shard-00000.arrow is missing"):
+        TokenStore.load(tmp_path)
+    shard.write_bytes(b"x" * len(whole))
+    with pytest.raises(ValueError, match="not an Arrow file of a token store"):
+        TokenStore.load(tmp_path)[0]
+    (tmp_path / "index.arrow").write_bytes(b"")
+    with pytest.raises(ValueError, match="not an Arrow file of a token store"):
+        TokenStore.load(tmp_path)
+
+
+def test_saving_over_an_older_and_larger_store_leaves_nothing_of_it(tokenizer, rows, tmp_path, monkeypatch):
+    import longalign_lib.data.tokens as module
+
+    monkeypatch.setattr(module, "ROWS_A_SHARD", 1)
+    big, _ = TokenStore.build(rows, tokenizer, 1000)
+    big.save(tmp_path)
+    assert len(list(tmp_path.glob("shard-*"))) == 3
+    for i, (a, b) in enumerate(zip(big, TokenStore.load(tmp_path))):
+        assert (a[0] == b[0]).all() and (a[1] == b[1]).all(), i
+    small, _ = TokenStore.build(rows[:1], tokenizer, 1000)
+    small.save(tmp_path)
+    loaded = TokenStore.load(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index.arrow", "shard-00000.arrow"] and len(loaded) == 1
+    with pytest.raises(ValueError, match="is where this store was loaded from"):
+        loaded.save(tmp_path)
+    assert len(TokenStore.load(loaded.save(tmp_path / "copy"))) == 1
+
+
+def test_a_store_of_the_older_form_opens(tmp_path):
+    for name, value in {"input_ids": np.array([0, 5, 7], np.int32), "labels_mask": np.array([0, 1, 1], bool), "starts": np.array([0, 2, 3])}.items():
+        np.save(tmp_path / f"{name}.npy", value)
+    (tmp_path / "meta.json").write_text('[{"row": 0}, {"row": 1}]')
+    old = TokenStore.load(tmp_path)
+    assert old[0][1].tolist() == [-100, 5] and old.targets.tolist() == [1, 0] and old.meta[1] == {"row": 1}
+    new = TokenStore.load(old.save(tmp_path / "new"))
+    assert new[0][1].tolist() == [-100, 5] and new[1][1].tolist() == [7] and new.targets.tolist() == [1, 0]
+    (tmp_path / "meta.json").write_text("[{}]")
     with pytest.raises(ValueError, match=r"parts disagree .*build the store again"):
         TokenStore.load(tmp_path)
+
+
+def test_ids_beyond_16_bits_and_id_0_survive(tmp_path):
+    ids = np.array([0, 65_535, 65_536, 0, 200_000], np.int32)
+    store = TokenStore(ids, np.array([1, 1, 0, 1, 1], bool), np.array([0, 3, 5]), [{"a": "é"}, {}])
+    again = TokenStore.load(store.save(tmp_path))
+    assert again.input_ids.tolist() == ids.tolist() and again.labels_mask.tolist() == [True, True, False, True, True]
+    assert repr(again) == repr(store) == "TokenStore(2 rows, 5 tokens, 2 targets)"
+    assert again.starts.tolist() == [0, 3, 5] and again.meta[0:2] == [{"a": "é"}, {}] and list(again.meta)[-1] == again.meta[-1] == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_targets_of_any_stretch_are_those_counted_one_by_one(tmp_path_factory, data):
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=6))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=int(starts[-1]), max_size=int(starts[-1]))), dtype=bool)
+    store = TokenStore(np.arange(starts[-1], dtype=np.int32), mask, starts, [{} for _ in lengths])
+    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=8)), dtype=np.int64)
+    begin = np.array([data.draw(st.integers(0, lengths[r])) for r in rows], dtype=np.int64)
+    held = np.array([data.draw(st.integers(0, lengths[r] - b)) for r, b in zip(rows, begin)], dtype=np.int64)
+    oracle = [int(mask[starts[r] :][b : b + n][1:].sum()) for r, b, n in zip(rows, begin, held)]
+    whole = [int(mask[a + 1 : b].sum()) for a, b in itertools.pairwise(starts)]
+    for one in (store, TokenStore.load(store.save(tmp_path_factory.mktemp("s")))):
+        assert one.count_targets(rows, begin, held).tolist() == oracle
+        assert one.targets.tolist() == whole and one.lengths.tolist() == lengths
+        for i in range(len(lengths)):
+            assert (one[i][1] != -100).tolist() == mask[starts[i] : starts[i + 1]].tolist()
