@@ -6,7 +6,8 @@ document, so reading is nearly all of the bill:
     prompt tokens      2 x (document and question) + what the first call asks
     completion tokens  answer + five questions
 
-Prices are per million tokens, as endpoints state them. Cost: arithmetic on counted tokens.
+Both begin with the same words: endpoints that keep prefixes charge less than this. Prices are per million tokens, as they
+state them. Cost: arithmetic on counted tokens.
 """
 
 from __future__ import annotations

@@ -36,19 +36,18 @@ TASK_PROMPTS: dict[str, dict[str, str]] = {
         "extraction": "每个问题都问文中一项具体的信息：人名、日期、数字或步骤。",
     },
 }
+# Both calls begin with the same words, so that a server that keeps prefixes reads a document once.
+SHOW = {"en": "Read this text.\n\n{document}\n\n(End of the text.)\n\n", "zh": "请阅读下面的文章。\n\n{document}\n\n（文章结束。）\n\n"}
 ASK_QUESTIONS = {
-    "en": (
-        "Read this text.\n\n{document}\n\n(End of the text.)\n\nWrite five different questions about this text, from "
-        "its beginning to its end. {task} Answer with a numbered list of questions, 1 to 5."
+    "en": SHOW["en"] + (
+        "Write five different questions about this text, from its beginning to its end. {task} "
+        "Answer with a numbered list of questions, 1 to 5."
     ),
-    "zh": (
-        "请阅读下面的文章。\n\n{document}\n\n（文章结束。）\n\n请针对这篇文章，从开头到结尾，提出五个不同的问题。{task}"
-        "只写问题，按1到5编号。"
-    ),
+    "zh": SHOW["zh"] + "请针对这篇文章，从开头到结尾，提出五个不同的问题。{task}只写问题，按1到5编号。",
 }
 ASK_ANSWER = {
-    "en": "{document}\n\n{question}\n\nAnswer from the text above alone, completely and to the point.",
-    "zh": "{document}\n\n{question}\n\n请只根据上文作答，内容完整，切合问题。",
+    "en": SHOW["en"] + "{question}\n\nAnswer from the text above alone, completely and to the point.",
+    "zh": SHOW["zh"] + "{question}\n\n请只根据上文作答，内容完整，切合问题。",
 }
 
 _HAN_NUMBER = "[一二三四五六七八九十]{1,2}"

@@ -51,7 +51,7 @@ class Scripted:
         if self.fail_on and self.fail_on in prompt:
             raise self.error("no answer")
         wants_list = "1 to 5" in prompt or "1到5" in prompt
-        number = re.search(r"(\d*)\.?\n\n", prompt.replace("Read this text.\n\n", ""))[1]
+        number = re.search(r"(\d*)\.?\n\n", prompt.replace("Read this text.\n\n", "").replace("请阅读下面的文章。\n\n", ""))[1]
         text = self.questions if wants_list else self.answer.replace("#", number)
         return Reply(text, 10, 5, False, self.finish[0] if wants_list else self.finish[1])
 

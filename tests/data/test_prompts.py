@@ -111,6 +111,9 @@ def test_prompts_hold_document_task_and_language():
             assert d.text in question_prompt(d, task) and TASK_PROMPTS[language][task] in question_prompt(d, task)
         assert answer_prompt(d, "Q?") == ASK_ANSWER[language].format(document=d.text, question="Q?")
         assert prompt_language(Document("d", text, "books", "auto")) == language
+        asks, answers = question_prompt(d, "general"), answer_prompt(d, "Q?")
+        end = asks.index(d.text) + len(d.text)
+        assert asks[:end] == answers[:end]  # a server that keeps prefixes reads the document once
     with pytest.raises(ValueError, match=r"task 'poem' is unknown; accepted: general"):
         question_prompt(d, "poem")
 
