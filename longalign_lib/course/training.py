@@ -7,6 +7,7 @@ was made with: the same settings are not trained twice.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -18,12 +19,20 @@ import time
 from pathlib import Path
 
 from longalign_lib.course import check_profile, cores, pick
+from longalign_lib.course.killing import kill_family
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS, SAMPLES = ROOT / "configs", ROOT / "data_samples"
+SHORT = SAMPLES / "instructions" / "short.jsonl"
+HELD_OUT = frozenset({"stackexchange_sourdough", "wikipedia_bridges"})  # documents that no run trains on
 
 
 def settings(profile: str, seed: int) -> dict:
-    """Sizes of the run at this profile; ``paper`` holds the paper's own numbers (8 x 80 GB, 64k packs)."""
+    """Sizes of the run at this profile; ``paper`` holds the paper's own numbers (8 x 80 GB, 64k packs).
+
+    ``data`` is a hash of the files that rows are made from, so that a model is not taken for one of other data. What a model
+    wrote in notebook 01 is not in it: that is mixed in whenever notebook 06 itself is run.
+    """
     check_profile(profile)
     return {
         "seed": seed,
@@ -31,14 +40,25 @@ def settings(profile: str, seed: int) -> dict:
         "capacity": pick(profile, ci=2048, laptop=2048, gpu=16_384, paper=65_536),
         "packs_per_step": pick(profile, ci=2, laptop=4, gpu=2 * _gpus(), paper=8),
         "epochs": pick(profile, ci=1, laptop=1, gpu=1, paper=2),
-        "long_samples": pick(profile, ci=76, laptop=300, gpu=1200, paper=10_000),
+        "long_samples": pick(profile, ci=84, laptop=300, gpu=1200, paper=10_000),
         "long_tokens": pick(profile, ci=700, laptop=1500, gpu=8000, paper=65_536),
+        "short_samples": pick(profile, ci=62, laptop=62, gpu=None, paper=None),  # None: all
         "held_out": pick(profile, ci=16, laptop=40, gpu=100, paper=200),
         "learning_rate": pick(profile, ci=5e-5, laptop=5e-5, gpu=1e-4, paper=2e-5),
         "rope": pick(profile, ci="none", laptop="none", gpu="yarn", paper="base"),
         "rope_factor": pick(profile, ci=1.0, laptop=1.0, gpu=2.0, paper=8.0),
         "weight_exponent": 1.0,
+        "data": _data_hash(),
     }
+
+
+def _data_hash() -> str:
+    """12 hex digits of the project's own documents and short instructions, names and contents."""
+    digest = hashlib.blake2b(digest_size=6)
+    for file in [*sorted((SAMPLES / "documents").glob("*.txt")), SHORT]:
+        for part in (file.name.encode(), file.read_bytes()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
 
 
 def _gpus() -> int:
@@ -50,14 +70,18 @@ def _gpus() -> int:
 def training_data(profile: str, seed: int, folder: Path, made_by_model: Path | None = None):
     """Build the run's two token stores, ``folder/train`` and ``folder/held_out``, from the project's own samples.
 
-    Long samples are verifiable retrieval questions over whole documents; two documents are kept for the held-out set, so
-    no held-out document was seen. Short instructions are mixed in, every sixth of them held out.
+    Long samples are verifiable retrieval questions over whole documents; the documents of `HELD_OUT` are kept for the held-out
+    set alone. Short instructions are mixed in, every sixth of them held out.
 
     Args:
-        made_by_model: a JSONL of notebook 01; what a model wrote there is mixed in when the file exists.
+        made_by_model: a JSONL of notebook 01; what a model wrote there is mixed in when the file exists, except about documents
+            of `HELD_OUT` (their number is in ``folder/train_report.json``).
 
     Returns:
         A frame, a row a sample: part, task, source, tokens, targets.
+
+    Raises:
+        ValueError: a document of `HELD_OUT` is not among the project's samples.
     """
     import pandas as pd
 
@@ -69,25 +93,27 @@ def training_data(profile: str, seed: int, folder: Path, made_by_model: Path | N
 
     s, tokenizer = settings(profile, seed), load_tokenizer()
     documents, _ = read_samples()
-    english = [d for d in documents if d.language == "en"]
-    kept_back, seen = english[-2:], [d for d in documents if d not in english[-2:]]
+    if missing := HELD_OUT - {d.id for d in documents}:
+        raise ValueError(f"held-out document(s) {', '.join(sorted(missing))} not in {SAMPLES.name}/documents: training.HELD_OUT names them")
+    kept_back, seen = ([d for d in documents if (d.id in HELD_OUT) == held] for held in (True, False))
     long = retrieval_samples(seen, tokenizer, n=s["long_samples"], max_tokens=s["long_tokens"], seed=seed)
     held = retrieval_samples(kept_back, tokenizer, n=s["held_out"], max_tokens=s["long_tokens"], seed=seed + 1)
-    short = [{**x, "task": "short", "source": "general"} for x in read_jsonl(SHORT)]
+    short = [{**x, "task": "short", "source": "general"} for x in read_jsonl(SHORT)[: s["short_samples"]]]
     parts = {"train": long + [x for k, x in enumerate(short) if k % 6], "held_out": held + short[::6]}
-    if made_by_model is not None and made_by_model.is_file():
-        parts["train"] += [x for x in read_jsonl(made_by_model) if x.get("model") != "none"]  # "none": 01's verifiable ones
+    made = read_jsonl(made_by_model) if made_by_model is not None and made_by_model.is_file() else []
+    made = [x for x in made if x.get("model") != "none"]  # "none": 01's verifiable ones
+    usable = [x for x in made if not any(d in str(x.get("document_id", "")) for d in HELD_OUT)]
+    parts["train"] += usable
     rows = []
     for part, samples in parts.items():
         store, report = TokenStore.build(samples, tokenizer, s["capacity"])
         store.save(folder / part)
+        if part == "train":
+            report = {**report, "left_out_about_held_out_documents": len(made) - len(usable)}
         rows += [{"part": part, "task": m.get("task", ""), "source": m.get("source", ""), "tokens": int(t), "targets": int(n)}
                  for m, t, n in zip(store.meta, store.lengths, store.targets, strict=True)]  # fmt: skip
         (folder / f"{part}_report.json").write_text(json.dumps(report, ensure_ascii=False) + "\n", encoding="utf8")
     return pd.DataFrame(rows)
-
-
-SHORT = Path(__file__).resolve().parents[2] / "data_samples" / "instructions" / "short.jsonl"
 
 
 def launch_command(profile: str, seed: int, data: Path, out: Path, launcher: str = "torchrun") -> list[str]:
@@ -120,7 +146,8 @@ def launch_command(profile: str, seed: int, data: Path, out: Path, launcher: str
 def run_training(command: list[str], out: Path, progress: bool = True) -> float:
     """Start a launch command, show a bar of its steps, return its seconds.
 
-    The process's output goes to ``out/launch.log``. Interrupting the notebook ends all its processes.
+    The process's output goes to ``out/launch.log``, the most memory that one of its processes held (resident, looked at twice
+    a second) to ``out/peak.json``. Interrupting the notebook ends all its processes.
 
     Raises:
         RuntimeError: the run failed; the message ends with the last lines of its log.
@@ -129,12 +156,12 @@ def run_training(command: list[str], out: Path, progress: bool = True) -> float:
 
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.jsonl"
-    for stale in (log, out / "run.json", out / "run_settings.json"):
+    for stale in (log, out / "run.json", out / "run_settings.json", out / "peak.json"):
         stale.unlink(missing_ok=True)
     words = [sys.executable, "-m", "torch.distributed.run", *command[1:]] if command[0] == "torchrun" else command
     threads = max(1, cores() // int(command[command.index("--nproc_per_node") + 1])) if "--nproc_per_node" in command else 1
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore::FutureWarning", "TQDM_DISABLE": "1"}
-    began = time.perf_counter()
+    began, peak = time.perf_counter(), 0.0
     with open(out / "launch.log", "w", encoding="utf8") as output, tqdm(
         disable=not progress, desc="training", unit="step"
     ) as bar:
@@ -143,18 +170,31 @@ def run_training(command: list[str], out: Path, progress: bool = True) -> float:
             while process.poll() is None:
                 time.sleep(0.5)
                 _update(bar, log)
+                peak = max(peak, _largest_gib(process.pid))
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 try:
                     process.wait(timeout=30)
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    kill_family(process)
         _update(bar, log)
     if process.returncode:
         tail = "\n".join((out / "launch.log").read_text(encoding="utf8", errors="replace").splitlines()[-30:])
         raise RuntimeError(f"training ended with code {process.returncode}: {shlex.join(command)}\n{tail}")
+    (out / "peak.json").write_text(json.dumps({"process_gib": round(peak, 2)}) + "\n", encoding="utf8")
     return time.perf_counter() - began
+
+
+def _largest_gib(pid: int) -> float:
+    """Resident GiB of the largest process among ``pid`` and its descendants; 0 when none is left."""
+    import psutil
+
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return max(p.memory_info().rss for p in family) / 2**30
+    except psutil.Error:  # one ended meanwhile
+        return 0.0
 
 
 def _update(bar, log: Path) -> None:

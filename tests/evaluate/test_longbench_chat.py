@@ -1,9 +1,13 @@
 import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from longalign_lib.data.documents import Document, read_samples
+from longalign_lib.evaluate import answering
 from longalign_lib.evaluate import longbench_chat as L
 
 RECORD = {
@@ -36,15 +40,15 @@ def test_best_answer_first_whatever_the_file_says(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": " "}, "question missing"), ({"answers": None}, "answers missing"),
-        ({"reference": 3}, "reference"),
-        ({"answers": [{"text": "x", "score": "9"}]}, "a number as its score"),
+        ({"question": " "}, "question is empty"), ({"answers": None}, "answers must be list"),
+        ({"reference": 3}, "reference must be str"),
+        ({"answers": [{"text": "x", "score": "9"}]}, "score must be int or float"),
     ],
 )  # fmt: skip
 def test_a_bad_record_is_named(tmp_path, change, message):
     write(tmp_path / "a.jsonl", RECORD)
     write(tmp_path / "b.jsonl", RECORD | {"id": "q2"}, RECORD | {"id": "q3"} | change)
-    with pytest.raises(ValueError, match=rf"b.jsonl, record 2 \(q3\).*{message}"):
+    with pytest.raises(ValueError, match=rf"b.jsonl, line 2.*{message}"):
         L.read_items(tmp_path)
 
 
@@ -88,7 +92,7 @@ def test_model_answers_are_kept_and_not_asked_again(tokenizer, model, tmp_path, 
     first = L.answer_items(model, tokenizer, items, DOCUMENTS, **options)
     assert first.status.tolist() == ["ok", "ok"] and (first.left_out > 0).all() and (first.tokens <= 292).all()
     with monkeypatch.context() as patch:
-        patch.setattr(L.Greedy, "answer", lambda *_: pytest.fail("asked again"))
+        patch.setattr(answering.Greedy, "answer", lambda *_: pytest.fail("asked again"))
         assert L.answer_items(model, tokenizer, items, DOCUMENTS, **options).answer.tolist() == first.answer.tolist()
     other = L.answer_items(make_model(seed=3), tokenizer, items, DOCUMENTS, **options)
     assert not set(other.key) & set(first.key)
@@ -114,3 +118,100 @@ def test_an_endpoint_that_fails_once_keeps_the_rest(tokenizer, tmp_path):
 def test_a_missing_document_is_named(tokenizer, model):
     with pytest.raises(KeyError, match=r"no document for d; there are x"):
         L.answer_items(model, tokenizer, [ITEM], {"x": DOCUMENTS["d"]}, 300)
+
+
+CASE = {"idx": 1, "prompt": "The tide rose.\nIt fell.\n\nWhat rose?", "query": "What rose?", "answer": "The tide."}
+SHOT = [{"answer": "tide", "score": 4}, {"answer": "The tide.", "score": 10}]
+
+
+def folder(path, cases, shots=None):
+    (path / "test_cases.json").write_text(cases if isinstance(cases, str) else json.dumps(cases, indent=1), encoding="utf-8")
+    if shots is not None:
+        (path / "few_shots.json").write_text(json.dumps(shots, indent=1), encoding="utf-8")
+    return path
+
+
+def test_published_files_keep_every_word_of_the_prompt(tmp_path, tokenizer):
+    whole = CASE | {"idx": 2, "prompt": "What fell? Answer from this text: the tide.", "query": "What fell?"}
+    (first, second), documents = L.read_published(folder(tmp_path, [CASE, whole], [SHOT, SHOT[:1]]))
+    assert (first.id, first.language, first.reference) == ("lbc-1", "en", "The tide.")
+    assert [a["score"] for a in first.answers] == [10, 4] and [a["text"] for a in second.answers] == ["tide"]
+    for item, case in ((first, CASE), (second, whole)):
+        prompt = L.build_prompt(tokenizer, item, documents[item.document_id].text, 500, 20)
+        assert prompt.messages == [{"role": "user", "content": case["prompt"]}]
+
+
+def test_a_document_file_is_read_and_no_path_leads_out(tmp_path):
+    inner = tmp_path / "set"
+    (inner / "docs").mkdir(parents=True)
+    (inner / "docs" / "d.txt").write_text("The tide rose.")
+    (tmp_path / "secret.txt").write_text("no")
+    (inner / "link.txt").symlink_to(tmp_path / "secret.txt")
+    case = {"query": "What rose?", "answer": "The tide.", "file": "docs/d.txt"}
+    items, documents = L.read_published(folder(inner, [case]))
+    assert documents[items[0].id].text == "The tide rose." and items[0].answers == ()
+    for out in ("../secret.txt", str(tmp_path / "secret.txt"), "docs/../../secret.txt", "link.txt"):
+        with pytest.raises(ValueError, match=r"test_cases.json, line 2: the document .* is outside the folder set/"):
+            L.read_published(folder(inner, [case | {"file": out}]))
+    with pytest.raises(FileNotFoundError, match=r"line 2: no document 'none.txt'"):
+        L.read_published(folder(inner, [case | {"file": "none.txt"}]))
+
+
+@pytest.mark.parametrize(
+    ("cases", "shots", "message"),
+    [
+        ([{k: v for k, v in CASE.items() if k != "answer"}], None, r"line 2: answer missing"),
+        ([CASE, CASE], None, r"line 8: idx 1 occurs twice"), ([CASE | {"answer": ""}], None, r"answer is empty"),
+        ([CASE | {"query": 3}], None, r"query must be str"), ([CASE | {"idx": 2}], [SHOT], r"idx 2 has no entry"),
+        ([CASE], [[{"answer": "x"}]], r"few_shots.json, line 2, example answer 1: score missing"),
+        (json.dumps([CASE])[:-5], None, r"line 1 is not valid JSON.*cut off"), (json.dumps([CASE])[:-1], None, r"not closed"),
+        ("", None, r"is empty"), ("[3]", None, r"must be a JSON object"), (json.dumps(CASE)[:-3], None, r"line 1 is not valid.*cut off"),
+    ],
+)  # fmt: skip
+def test_bad_published_files_are_named(tmp_path, cases, shots, message):
+    with pytest.raises(ValueError, match=message):
+        L.read_published(folder(tmp_path, cases, shots))
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "test_cases.json").write_bytes(b'[\n{"query": "\xff"}]')
+    with pytest.raises(ValueError, match=r"test_cases.json, line 2 is not UTF-8"):
+        L.read_published(tmp_path)
+
+
+def test_a_torn_line_is_asked_again(tokenizer, model, tmp_path):
+    options = {"window": 300, "max_new_tokens": 4, "out": tmp_path / "a.jsonl", "progress": False}
+    first = L.answer_items(model, tokenizer, [ITEM], DOCUMENTS, **options)
+    options["out"].write_bytes(options["out"].read_bytes()[:-20])  # what a kill in mid-write leaves
+    again = L.answer_items(model, tokenizer, [ITEM], DOCUMENTS, **options)
+    assert again.answer.tolist() == first.answer.tolist()
+    assert len(answering.known_answers(options["out"])) == 1 and len(options["out"].read_text().splitlines()) == 2
+
+
+KILLED = """
+import os, signal, sys
+from types import SimpleNamespace
+from longalign_lib.evaluate.answering import Prompt, ask
+class Endpoint:
+    model, calls = "m", 0
+    def chat(self, messages, max_tokens, temperature):
+        self.calls += 1
+        print(messages[0]["content"], file=sys.stderr)
+        if self.calls == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return SimpleNamespace(text="to " + messages[0]["content"], finish_reason="stop")
+prompts = [Prompt(str(n), [{"role": "user", "content": str(n)}]) for n in range(5)]
+print([r["answer"] for r in ask(Endpoint(), None, prompts, sys.argv[1], progress=False)])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path, root):
+    def go(at):
+        words = [sys.executable, "-c", KILLED, str(tmp_path / "a.jsonl"), str(at)]
+        return subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=120)
+
+    assert go(3).returncode == -signal.SIGKILL
+    again = go(99)
+    assert again.stdout.strip() == str([f"to {n}" for n in range(5)]), again.stderr
+    assert [line for line in again.stderr.splitlines() if line.isdigit()] == ["2", "3", "4"]
