@@ -56,8 +56,10 @@ def same_losses(runs: dict[str, pd.DataFrame], out: Path | None = None, name: st
     Args:
         runs: label -> frame with columns step, loss; all of the same steps.
     """
-    fig, (above, below) = style.new("wide", height=4.2, rows=2, sharex=True, height_ratios=[3, 2])
     first, reference = next(iter(runs.items()))
+    if odd := [label for label, log in runs.items() if log.step.tolist() != reference.step.tolist()]:
+        raise ValueError(f"{', '.join(odd)} took other steps than {first!r}; compare runs of the same steps")
+    fig, (above, below) = style.new("wide", height=4.2, rows=2, sharex=True, height_ratios=[3, 2])
     rows, widths, floor = [], np.linspace(7, 1.5, len(runs)), 1e-9
     for k, (label, log) in enumerate(runs.items()):
         above.plot(log.step, log.loss, color=style.COLOURS[k], linewidth=widths[k], alpha=0.8, label=label, solid_capstyle="round")

@@ -43,7 +43,7 @@ def test_losses_are_drawn_with_their_differences_from_the_first(tmp_path):
 
 
 def test_runs_of_other_lengths_are_refused():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="two took other steps than 'one'"):
         runs.same_losses({"one": log([1.0, 2.0]), "two": log([1.0])})
 
 
