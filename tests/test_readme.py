@@ -82,3 +82,14 @@ def test_the_attention_times_are_the_recorded_ones(root):
     for way in ("document loop", "sdpa, block mask"):
         (row,) = [r for r in rows if (r["tokens"], r["pack"], r["way"]) == (8192, "64 documents", way)]
         assert f"{row['both_s']:.1f} s and {row['peak_mib']:.0f} MiB" in text and row["difference"] < 1e-6
+
+
+def test_the_token_store_beside_padding_is_the_recorded_run(root):
+    text, record = (root / "README.md").read_text(), json.loads((root / "results" / "tokens.json").read_text())
+    ways = {w["way"]: w for w in record["ways"]}
+    padded, ours = ways["published"], ways["ours, one thread"]
+    assert padded["tokens"] == ours["tokens"] == record["tokens"] and padded["targets"] == ours["targets"] > 0 and record["rows"] == 1000
+    assert f"take {ours['bytes_per_token']:.1f} bytes a token" in text and f"{record['tokens'] / 1e6:.1f} million\n  tokens" in text
+    assert f"take {ours['bytes'] / 1e6:.0f} MB where padding to 65,536 twice takes {padded['bytes'] / 1e6:,.0f}" in text
+    assert f"{ours['seconds']:.0f} s on one core where that takes {padded['seconds']:.0f}" in text
+    assert padded["bytes"] > 20 * ours["bytes"] and padded["seconds"] > ours["seconds"]
