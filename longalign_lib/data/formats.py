@@ -132,7 +132,7 @@ def _sharegpt(record: dict) -> tuple[list[dict], dict]:
     messages = []
     for i, turn in enumerate(turns):
         who = turn.get("from") if isinstance(turn, dict) else None
-        if who not in SPEAKERS:
+        if not isinstance(who, str) or who not in SPEAKERS:
             raise ValueError(f"turn {i} is from {who!r}; accepted: {', '.join(SPEAKERS)}")
         messages.append({"role": SPEAKERS[who], "content": _text(turn.get("value"), f"turn {i}")})
     return messages, {}
@@ -200,7 +200,7 @@ def parse_line(raw: bytes, first: bool = False, longest: int = LONGEST_LINE) -> 
         record = json.loads(raw.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
         return None, f"line is not UTF-8 ({error.reason} at byte {error.start})"
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also integers of more than 4,300 digits
         cut = "" if raw.endswith(b"\n") else "; it has no line end, so a write may have been cut off here"
         return None, f"line is not valid JSON ({error}){cut}"
     if not isinstance(record, dict):

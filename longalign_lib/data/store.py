@@ -89,6 +89,9 @@ def write_shard(path: Path, rows: Sequence[dict], dtype: np.dtype, facts: dict) 
         dtype: of the ids, see `id_type`.
         facts: JSON to be kept in the schema.
     """
+    largest = max((int(np.max(r["input_ids"])) for r in rows if len(r["input_ids"])), default=0)
+    if largest > np.iinfo(dtype).max:
+        raise ValueError(f"{path.name}: token id {largest} does not fit into {np.dtype(dtype).name}; give the type of the largest id, see id_type")
     columns = {
         "sample": pa.array([r["sample"] for r in rows], pa.int64()),
         "tokens": pa.array([r["tokens"] for r in rows], pa.int64()),

@@ -163,7 +163,7 @@ def make_shard(task: Task, tokenizer, choices: dict, template: dict) -> dict:
     counts = summary(rows) | {"unreadable": task.samples - len({r["sample"] for r in rows})}
     facts = {"key": task.key, "counts": counts, "rejected": sorted(rejected, key=lambda r: r["row"])}
     kept = [r for r in rows if r["fate"] != "left_out"]
-    files.write_shard(task.out, kept, files.id_type(len(tokenizer)), facts)
+    files.write_shard(task.out, kept, files.id_type(1 + max(tokenizer.get_vocab().values())), facts)
     return facts
 
 

@@ -106,3 +106,11 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"instruction": "q", "output": "a"}\n{"instruction": "q", "out')
     samples, rejected = read_format(tmp_path / "a.jsonl")
     assert len(samples) == 1 and "cut off" in rejected[0]["reason"] and rejected[0]["id"] == "a.jsonl:3" and samples[0]["document_id"] == "a.jsonl:2"
+
+
+def test_a_speaker_that_is_no_word_and_numbers_without_end_are_rejections(tmp_path):
+    rows = ['{"conversations": [{"from": ["human"], "value": "x"}]}', '{"messages": %s}' % ("9" * 5000), "[" * 100_000]
+    (tmp_path / "s.jsonl").write_text("\n".join(rows) + "\n")
+    samples, rejected = read_format(tmp_path / "s.jsonl")
+    assert samples == [] and [r["id"] for r in rejected] == ["s.jsonl:1", "s.jsonl:2", "s.jsonl:3"]
+    assert "turn 0 is from ['human']" in rejected[0]["reason"] and "not valid JSON" in rejected[1]["reason"]
