@@ -29,7 +29,7 @@ from longalign_lib.train.audit import audit, report
 from longalign_lib.train.cost import PEAKS
 from longalign_lib.train.plan import build_plan, micro_steps
 from longalign_lib.train.rows import fit_rows
-from longalign_lib.train.run import predict, train
+from longalign_lib.train.run import leave, predict, train
 
 
 @dataclass
@@ -163,3 +163,4 @@ def _deepspeed_without_compiler() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

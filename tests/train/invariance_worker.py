@@ -17,6 +17,7 @@ import torch
 
 from longalign_lib.train.cutting import make_cuttings, random_sequences
 from longalign_lib.train.invariance import check_invariance, tiny_llama, trainer_gradient
+from longalign_lib.train.run import leave
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLIP = 0.3  # a norm under the gradient's own, which is 1.2
@@ -163,8 +164,7 @@ def main(folder, kinds):
             helper_in_processes(folder, rank)
     if rank == 0:
         (Path(folder) / "cases.json").write_text(json.dumps(done))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
