@@ -5,8 +5,8 @@ template (where something is kept, what opens a gate, what to do in a town) fill
 The score is deterministic: the share of a needle's parts that occur in the answer, after both are normalised.
 
 Invariants: the same (n, seed, language) gives the same needles; the n needles of a call have different texts; every
-part occurs in its needle's text and none in its question. `default_haystack` is text that holds none of them. Cost:
-milliseconds.
+part occurs in its needle's texts and none in its question. `default_haystack` is text that holds none of them. Several
+sentences for one question (distractors, chains) are drawn by `needle_variants`. Cost: milliseconds.
 """
 
 from __future__ import annotations
@@ -17,17 +17,33 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from longalign_lib.data.documents import python_topics
+from longalign_lib.data.documents import python_topics, read_samples
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact to hide. ``parts``: what an answer must hold, all of them, to score 1; ``language``: "en" or "zh"."""
+    """A fact to hide, or several for one question.
+
+    Attributes:
+        text: the sentence whose depth the grid's axis gives.
+        parts: what an answer must hold, all of them, to score 1. language: "en" or "zh".
+        variant: see `needle_variants`. others: further sentences to hide. wrong: what only distractors hold.
+        keys: words by which the question names the fact; a haystack that holds all of them is refused.
+    """
 
     text: str
     question: str
     parts: tuple[str, ...]
     language: str = "en"
+    variant: str = "single"
+    others: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All sentences to hide, in their order."""
+        return (self.text, *self.others)
 
 
 # The example that made the test popular, kept so that grids can be set beside others'; never the only default needle.
@@ -71,23 +87,24 @@ def _draw_en(rng: random.Random) -> Needle:
     if kind == 0:
         (act, word), spot = pick(_ACTS), pick(_SPOTS)
         text = f"The best thing to do in {town} is to {act} in the {spot} with {name}."
-        return Needle(text, f"What is the best thing to do in {town}?", (word, spot))
+        return Needle(text, f"What is the best thing to do in {town}?", (word, spot), keys=(town,))
     if kind == 1:
         thing, place = f"{pick(_COLOURS)} {pick(_THINGS)}", pick(_PLACES)
         text = f"{name} from {town} keeps the {thing} in the {place}."
-        return Needle(text, f"Where does {name} from {town} keep the {thing}?", (place,))
+        return Needle(text, f"Where does {name} from {town} keep the {thing}?", (place,), keys=(name, town, thing))
     gate, code = pick(_GATES), str(rng.randrange(1000, 10000))
     fact = f"the code that opens the {gate} in {town}"
-    return Needle(f"T{fact[1:]} is {code}.", f"What is {fact}?", (code,))
+    return Needle(f"T{fact[1:]} is {code}.", f"What is {fact}?", (code,), keys=(gate, town))
 
 
 def _draw_zh(rng: random.Random) -> Needle:
     town, name, thing = rng.choice(_ZH_TOWNS), rng.choice(_ZH_NAMES), rng.choice(_ZH_THINGS)
     if rng.randrange(2):
         place = rng.choice(_ZH_PLACES)
-        return Needle(f"{town}的{name}把{thing}放在{place}里。", f"{town}的{name}把{thing}放在哪里？", (place,), "zh")
-    code = str(rng.randrange(1000, 10000))
-    return Needle(f"{name}在{town}的门牌密码是{code}。", f"{name}在{town}的门牌密码是多少？", (code,), "zh")
+        text, keys = f"{town}的{name}把{thing}放在{place}里。", (town, name, thing)
+        return Needle(text, f"{town}的{name}把{thing}放在哪里？", (place,), "zh", keys=keys)
+    code, keys = str(rng.randrange(1000, 10000)), (name, town)
+    return Needle(f"{name}在{town}的门牌密码是{code}。", f"{name}在{town}的门牌密码是多少？", (code,), "zh", keys=keys)
 
 
 _FAMILIES = {"en": _draw_en, "zh": _draw_zh}
@@ -113,9 +130,16 @@ def needle_family(n: int, seed: int = 0, language: str = "en") -> list[Needle]:
         found.setdefault(needle.text, needle)
 
 
-def default_haystack(seed: int = 0) -> str:
-    """The interpreter's language reference (about 110k tokens of English prose), its topics in seeded order."""
-    texts = [d.text.strip() for d in python_topics()]
+def default_haystack(seed: int = 0, language: str = "en") -> str:
+    """Text to hide needles in, its pieces in seeded order.
+
+    English: the interpreter's own language reference, about 110k tokens of prose that every Python carries. Chinese: the
+    four Chinese documents of data_samples, about 15,000 characters.
+    """
+    if language not in _FAMILIES:
+        raise ValueError(f"no haystack in language {language!r}; there are {', '.join(_FAMILIES)}")
+    pages = python_topics() if language == "en" else [d for d in read_samples()[0] if d.language == "zh"]
+    texts = [d.text.strip() for d in pages]
     random.Random(f"haystack-{seed}").shuffle(texts)
     return "\n\n".join(texts)
 

@@ -1,7 +1,7 @@
 """One look for all figures: sizes, colours, a caption line, and the plotted numbers saved beside each picture.
 
-`new` opens a figure, `finish` closes it: it writes ``name.png`` and ``name.csv`` (a frame) or ``name.json`` (a dict), and a
-caption line that says what run the picture comes from. `set_caption` is called once a notebook.
+`new` opens a figure, `finish` closes it: it writes ``name.png`` (``name.svg`` too if asked) and ``name.csv`` (a frame) or
+``name.json`` (a dict), and a caption line that says what run the picture comes from. `set_caption` is called once a notebook.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ RC = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": plt.cycler(color=COLOURS),
     "axes.grid": False, "legend.frameon": False, "figure.constrained_layout.use": True, "image.cmap": SEQUENTIAL,
     "font.sans-serif": ["DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Zen Hei"], "axes.unicode_minus": False,
+    "svg.hashsalt": "longalign",
 }  # fmt: skip
 
 
@@ -96,8 +97,11 @@ def new(width: str = "wide", height: float | None = None, rows: int = 1, cols: i
     return plt.subplots(rows, cols, figsize=(across, height), **subplots)
 
 
-def finish(fig, name: str, data: pd.DataFrame | dict, out: Path | str | None = None, note: str = ""):
+def finish(fig, name: str, data: pd.DataFrame | dict, out: Path | str | None = None, note: str = "", svg: bool = False):
     """Add the caption line; write ``out/name.png`` and the plotted numbers beside it unless ``out`` is None.
+
+    Args:
+        svg: write ``out/name.svg`` too, the same bytes for the same figure.
 
     Returns the figure, closed for pyplot, so that a notebook cell shows it exactly once.
     """
@@ -108,6 +112,8 @@ def finish(fig, name: str, data: pd.DataFrame | dict, out: Path | str | None = N
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         fig.savefig(out / f"{name}.png")
+        if svg:
+            fig.savefig(out / f"{name}.svg", metadata={"Date": None})
         if isinstance(data, pd.DataFrame):
             data.to_csv(out / f"{name}.csv", index=False)
         else:

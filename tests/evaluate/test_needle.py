@@ -1,9 +1,11 @@
-import json
 import re
 
 import pytest
 
 from longalign_lib.evaluate import needle as N
+from longalign_lib.evaluate import prefix
+from longalign_lib.evaluate.generate import Answer
+from longalign_lib.evaluate.needle_ask import read_results
 from longalign_lib.evaluate.needles import CLASSIC, Needle, needle_family
 
 DEPTHS = (0, 25, 50, 75, 100)
@@ -112,26 +114,46 @@ def test_beyond_the_window(make_model, tokenizer):
 GRID = {"lengths": [300, 400], "depths": [0, 50, 100], "repeats": 2, "max_new_tokens": 6, "progress": False}
 
 
+def watch(monkeypatch, change=None):
+    """Lengths of the prompts that a model in this process is asked; ``change(ids, answer)`` may alter the answers."""
+    asked, plain = [], prefix.complete
+
+    def complete(model, tokenizer, prompts, most, on_answer, **more):
+        asked.extend(len(p) for p in prompts)
+        if change is None:
+            return plain(model, tokenizer, prompts, most, on_answer, **more)
+        return plain(model, tokenizer, prompts, most, lambda i, said: on_answer(i, change(i, said)), **more)
+
+    monkeypatch.setattr(prefix, "complete", complete)
+    return asked
+
+
 def test_grid_resumes_after_a_torn_write_and_models_never_share(make_model, tokenizer, model, tmp_path, monkeypatch):
     out = tmp_path / "needle.jsonl"
     first = N.run_grid(model, tokenizer, **GRID, out=out, name="a")
     assert len(first) == 12 and first.key.nunique() == 12 and (first.status == "ok").all()
     assert first.needle.nunique() > 6  # no single sentence is the test
+    assert (first.groupby(["length", "depth"]).needle.nunique() == 2).all()  # nor is one of a cell
     lines = out.read_text().splitlines()
     out.write_text("\n".join(lines[:7]) + "\n" + lines[7][:50])  # killed in the middle of a line
-    asked = []
-    plain = N.Greedy.answer
-    monkeypatch.setattr(N.Greedy, "answer", lambda self, ids, n: asked.append(len(ids)) or plain(self, ids, n))
+    asked = watch(monkeypatch)
     again = N.run_grid(model, tokenizer, **GRID, out=out, name="a")
     assert len(asked) == 5
     columns = ["key", "length", "depth", "repeat", "answer", "score", "prompt_hash", "tokens"]
     assert again[columns].equals(first[columns])
-    N.run_grid(model, tokenizer, **GRID, out=out, name="b")  # another name, the same weights
+    named = N.run_grid(model, tokenizer, **GRID, out=out, name="b")  # another name, the same weights: answers are copied
+    assert len(asked) == 5 and (named.model == "b").all() and named.answer.tolist() == first.answer.tolist()
     other = N.run_grid(make_model(seed=1), tokenizer, **GRID, out=out, name="a")  # the same name, other weights
-    assert len(asked) == 5 + 24 and set(other.prompt_hash) == set(first.prompt_hash)
+    assert len(asked) == 5 + 12 and set(other.prompt_hash) == set(first.prompt_hash)
     assert not set(other.key) & set(first.key) and (other.answer != first.answer).any()
     N.run_grid(model, tokenizer, **(GRID | {"repeats": 1, "depths": [50]}), out=out, name="a")
-    assert len(asked) == 29  # a smaller grid draws the same needles: nothing is asked again
+    assert len(asked) == 17  # a smaller grid draws the same needles: nothing is asked again
+    N.run_grid(model, tokenizer, **(GRID | {"repeats": 1, "depths": [50], "max_new_tokens": 7}), out=out, name="a")
+    assert len(asked) == 19  # another setting is another question
+    kept = read_results(out)
+    assert kept.groupby(["model", "fingerprint"]).size().tolist() == [14, 12, 12]
+    mine = kept[(kept.model == "a") & kept.key.isin(first.key)].set_index("key").loc[first.key]
+    assert mine.answer.tolist() == first.answer.tolist() and mine.prompt_hash.tolist() == first.prompt_hash.tolist()
 
 
 def test_reuse_of_the_prefix_changes_no_answer(tokenizer, model):
@@ -142,26 +164,53 @@ def test_reuse_of_the_prefix_changes_no_answer(tokenizer, model):
 
 
 def test_scores_come_from_the_answer(tokenizer, model, monkeypatch):
-    said = iter(["the code is 12", "the code is 12 and 34", "no idea"])
-    answer = N.Greedy(model, tokenizer).answer([5, 6], 1)
-    monkeypatch.setattr(N.Greedy, "answer", lambda *_: type(answer)(next(said), 1, 1, 0, 0.1, "stop"))
+    said = ["the code is 12", "the code is 12 and 34", "no idea, or 12, 34 and 56"]
+    watch(monkeypatch, lambda i, answer: Answer(said[i], 1, answer.prompt_tokens, 0, 0.1, "stop"))
     two = Needle("The codes are 12 and 34.", "Which codes?", ("12", "34"))
     frame = N.run_grid(model, tokenizer, [300], [0, 50, 100], needles=[two], progress=False)
-    assert frame.score.tolist() == [0.5, 1.0, 0.0] and frame.hit.tolist() == [False, True, False]
+    assert frame.score.tolist() == [0.5, 1.0, 1.0] and frame.hit.tolist() == [False, True, True]
+    rival = Needle("The codes are 12 and 34.", "Which codes?", ("12", "34"), variant="keys", others=("Not 56.",), wrong=("56",))
+    frame = N.run_grid(model, tokenizer, [300], [0, 50, 100], needles=[rival], progress=False)
+    assert frame.hit.tolist() == [False, True, False] and frame.wrong.tolist() == [0, 0, 1]  # a distractor's word is no hit
 
 
 def test_a_failing_cell_is_marked_kept_and_asked_again(tokenizer, model, tmp_path, monkeypatch):
-    out, plain, fail = tmp_path / "n.jsonl", N.Greedy.answer, [True]
+    out, fail = tmp_path / "n.jsonl", [True]
 
-    def flaky(self, ids, n):
-        if len(ids) > 350 and fail[0]:
+    def forward(self, *args, **more):
+        if fail[0] and more["past_key_values"].get_seq_length() + more["input_ids"].shape[1] > 350:
             raise RuntimeError("CUDA out of memory")
-        return plain(self, ids, n)
+        return whole(*args, **more)
 
-    monkeypatch.setattr(N.Greedy, "answer", flaky)
+    whole = model.forward
+    monkeypatch.setattr(model, "forward", forward.__get__(model))
     frame = N.run_grid(model, tokenizer, **GRID, out=out)
     bad = frame[frame.status != "ok"]
     assert len(bad) == 6 and bad.score.isna().all() and bad.status.str.contains("out of memory").all()
+    assert set(bad.length) == {400} and (read_results(out).status != "ok").sum() == 6
     fail[0] = False
-    assert (N.run_grid(model, tokenizer, **GRID, out=out).status == "ok").all()
-    assert len({json.loads(line)["key"] for line in out.read_text().splitlines()}) == 12
+    asked = watch(monkeypatch)
+    assert (N.run_grid(model, tokenizer, **GRID, out=out).status == "ok").all() and len(asked) == 6
+    assert len(read_results(out)) == 12 and (read_results(out).status == "ok").all()
+
+
+def test_prompts_are_saved_once_and_say_what_was_asked(tokenizer, model, tmp_path):
+    frame = N.run_grid(model, tokenizer, **GRID, prompts_dir=tmp_path / "p")
+    files = {f.stem: f.read_text(encoding="utf-8") for f in (tmp_path / "p").iterdir()}
+    assert set(files) == set(frame.prompt_hash) and len(files) == 12
+    for row in frame.itertuples():
+        assert files[row.prompt_hash].count(row.needle) == 1
+        assert tokens(tokenizer, files[row.prompt_hash]) == row.tokens
+        assert tokens(tokenizer, files[row.prompt_hash].split(row.needle)[0]) == pytest.approx(row.position, abs=1)
+
+
+def test_a_tokenizer_without_pad_token_and_a_pool_that_the_hay_spoils(tokenizer, model, hay):
+    assert tokenizer.pad_token is None
+    pool = [Needle("The tide is at nine.", "When is the tide?", ("nine",)), Needle("The tide is at noon o'clock.", "When?", ("noon o'clock",))]
+    spoiled = "It happened at nine. " + hay
+    frame = N.run_grid(model, tokenizer, [300], [0, 50, 100], 4, needles=pool, haystack=spoiled, progress=False, max_new_tokens=2)
+    assert set(frame.needle) == {pool[1].text} and len(frame) == 12  # drawn again until the hay does not answer
+    with pytest.raises(ValueError, match=r"already holds the answer.*'nine'"):
+        N.build_grid(tokenizer, [300], [0], needles=pool[:1], haystack=spoiled)
+    with pytest.raises(ValueError, match="1 haystacks for 2 repeats"):
+        N.build_grid(tokenizer, [300], [0], 2, haystack=[hay])
