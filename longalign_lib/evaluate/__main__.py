@@ -1,4 +1,8 @@
-"""Evaluation from the command line: longbench, mt-bench, retention; each has --help.
+"""Evaluation from the command line: needle, longbench-chat, audit, longbench, mt-bench, retention.
+
+    python -m longalign_lib.evaluate needle --lengths 1000 2000 4000 --depths 0 25 50 75 100 --out OUT
+    python -m longalign_lib.evaluate needle --config configs/needle.yaml --model trained/ --out OUT
+    python -m longalign_lib.evaluate longbench-chat --base_url URL --served_model NAME --out OUT --dry_run
 
 Each command reads and writes files and may be killed: started again with the same words it goes on where it was. Without
 --base_url a model in this process answers. Keys come from the environment alone. Only the command that is named is imported.
@@ -12,6 +16,9 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "needle": ("needle_command", "hide facts in long texts and ask for them; a grid with intervals"),
+    "longbench-chat": ("judge_command", "ask long questions and have the answers rated"),
+    "audit": ("judge_command", "measure the judge itself on answers of known quality"),
     "longbench": ("tasks_command", "LongBench's task files, rated"),
     "mt-bench": ("tasks_command", "MT-Bench's two-turn questions, rated"),
     "retention": ("tasks_command", "short tasks: what long training may have cost"),

@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from longalign_lib.data.jsonl import write_jsonl
-from longalign_lib.evaluate.options import add_endpoint_options, add_model_options, answerer, client, settings_of
-from longalign_lib.files import whole
+from longalign_lib.evaluate import running
+from longalign_lib.evaluate.options import add_endpoint_options, add_model_options, answerer
 
 
 def add(subparsers) -> None:
@@ -51,29 +50,6 @@ def _shared(parser, max_new_tokens: int) -> None:
     add_endpoint_options(parser, "judge_", served="model")
 
 
-def _who(args):
-    """(Answerer, what answers, its tokenizer); nothing is loaded in a dry run."""
-    from longalign_lib.models import load_tokenizer
-
-    who = answerer(args)
-    if who.client is not None:
-        return who, who.client, load_tokenizer(args.tokenizer)
-    return who, None if args.dry_run else who.model, load_tokenizer(args.model) if args.dry_run else who.tokenizer
-
-
-def _judge(args):
-    return client(args, Path(args.out) / "judge_cache.jsonl", "judge_") if args.judge_base_url else None
-
-
-def _save(out: Path, args, rows, tables: dict) -> None:
-    write_jsonl(out / "results.jsonl", rows.to_dict("records"))
-    for name, frame in tables.items():
-        with whole(out / f"{name}.csv") as half:
-            frame.to_csv(half, index=False)
-    with whole(out / "settings.json") as half:
-        half.write_text(settings_of(args) + "\n", encoding="utf-8")
-
-
 def longbench(args) -> None:
     """Answer, score by overlap, and rate where a judge is named."""
     from longalign_lib.evaluate import judge as J
@@ -82,8 +58,8 @@ def longbench(args) -> None:
     samples = L.read_samples(args.files, args.limit)
     prompts = L.read_prompts(args.prompts) if args.prompts else None
     most = args.max_new_tokens
-    who, model, tokenizer = _who(argparse.Namespace(**(vars(args) | {"max_new_tokens": 512 if most is None else most})))
-    window, judge, out = _window(args, who), _judge(args), Path(args.out)
+    who, model, tokenizer = running.who(argparse.Namespace(**(vars(args) | {"max_new_tokens": 512 if most is None else most})))
+    window, judge, out = running.window(args, who), running.judge(args), Path(args.out)
     if args.dry_run:
         tokens = [L.build_prompt(tokenizer, s, window, most, prompts).tokens for s in samples]
         print(f"{len(samples)} questions, {sum(tokens):,} prompt tokens; {len(samples) * args.rounds if judge else 0} calls of a judge")
@@ -92,21 +68,9 @@ def longbench(args) -> None:
     rows = L.judge_rows(answers)
     rated = {r: J.rate_all(judge, rows[r], r, rounds=args.rounds, seed=args.seed) for r in rows} if judge is not None else None
     table = L.table(answers, rated)
-    _save(out, args, answers, {"scores": table} | {f"ratings_{k}": v for k, v in (rated or {}).items()})
+    running.save(out, args, answers, {"scores": table} | {f"ratings_{k}": v for k, v in (rated or {}).items()})
     print(table.round(1).to_string(index=False))
     print(f"\noverlap: lexical, no judge{'; rating: ' + judge.label if judge is not None else ''}; written to {out}")
-
-
-def _window(args, who) -> int:
-    if args.window:
-        return args.window
-    if who.client is not None:
-        raise ValueError("--window is needed with an endpoint: the tokens that its model takes for prompt and answer")
-    from transformers import AutoConfig
-
-    from longalign_lib.models import resolve
-
-    return int(AutoConfig.from_pretrained(resolve(args.model)).get_text_config().max_position_embeddings)
 
 
 def mt_bench(args) -> None:
@@ -114,21 +78,21 @@ def mt_bench(args) -> None:
     from longalign_lib.evaluate import mt_bench as M
 
     questions = M.read_questions(args.questions, args.references)[: args.limit]
-    who, model, tokenizer = _who(args)
-    judge, out = _judge(args), Path(args.out)
+    who, model, tokenizer = running.who(args)
+    judge, out = running.judge(args), Path(args.out)
     if args.dry_run:
         calls = 2 * len(questions) * args.rounds if judge is not None else 0
         print(f"{len(questions)} questions, {2 * len(questions)} answers; {calls} calls of a judge")
         return
     answers = M.answer_questions(model, tokenizer, questions, args.max_new_tokens, out / "answers.jsonl", who.name)
     if judge is None:
-        _save(out, args, answers, {})
+        running.save(out, args, answers, {})
         good = (answers.status == "ok").sum()
         print(f"{good} of {len(answers)} answers in {out}; no judge was named (--judge_base_url), so none is rated")
         return
     ratings = M.rate_answers(judge, answers, args.rounds, args.seed)
     table = M.table(ratings)
-    _save(out, args, answers, {"scores": table, "ratings": ratings})
+    running.save(out, args, answers, {"scores": table, "ratings": ratings})
     print(table.round(2).to_string(index=False))
     print(f"\nrated by {judge.label}; written to {out}")
 
@@ -143,7 +107,7 @@ def retention(args) -> None:
     who = answerer(args)
     if not args.dry_run:
         scores, items = R.evaluate(who.model, who.tokenizer, args.tasks, args.shots, args.limit, args.batch_size, args.seed, name=who.name)
-        _save(Path(args.out), args, items, {"scores": scores})
+        running.save(Path(args.out), args, items, {"scores": scores})
         print(scores.round(3).to_string(index=False), f"\n\nwritten to {args.out}")
     model = HUB_NAME if args.model == "default" else args.model
     print("\nthe paper's short tasks, with a network:", *R.harness_commands(model, "OUT"), sep="\n  ")

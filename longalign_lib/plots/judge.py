@@ -1,0 +1,119 @@
+"""Figures of judges: ladders of known quality, audits, differences of scores against their noise.
+
+Every function takes plain frames, draws in the house style, and writes picture and numbers to ``out`` unless None.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from longalign_lib.plots import style
+
+PANELS = (  # probe, measure, title, what a sound judge shows
+    ("ladder", "spearman", "Spearman on the ladder", "1"),
+    ("repeats", "standard deviation (points)", "Same prompt again: SD", "0"),
+    ("order", "standard deviation (points)", "Examples in other orders: SD", "0"),
+    ("length", "rise (points)", "Empty length added: rise", "0 or less"),
+    ("injection", "rise (points)", "Rating or order injected: rise", "0 or less"),
+    ("swap", "first place wins", "First place wins", "0.5"),
+)
+
+
+def audits(table: pd.DataFrame, out: Path | None = None, name: str = "audit"):
+    """A panel a probe, a line a judge: the measure with its 95% interval, and where a sound judge stands.
+
+    Args:
+        table: of `evaluate.audit.audit`, or several concatenated: judge, probe, measure, value, low, high, ideal, finding.
+
+    Raises:
+        ValueError: columns that are missing.
+    """
+    if missing := [c for c in ("judge", "probe", "measure", "value", "low", "high", "ideal", "finding") if c not in table]:
+        raise ValueError(f"the table lacks {', '.join(missing)}: make it with evaluate.audit.audit")
+    judges = list(dict.fromkeys(table.judge))
+    shown = [p for p in PANELS if ((table.probe == p[0]) & (table.measure == p[1])).any()]
+    cols = min(3, len(shown))
+    rows = -(-len(shown) // cols)
+    fig, axes = style.new("wide", height=rows * (0.95 + 0.27 * len(judges)) + 0.3, rows=rows, cols=cols, squeeze=False, sharey=True)
+    for k, ax in enumerate(axes.ravel()):
+        if k >= len(shown):
+            ax.set_visible(False)
+            continue
+        probe, measure, title, ideal = shown[k]
+        mine = table[(table.probe == probe) & (table.measure == measure)].set_index("judge")
+        ax.axvline(float(mine.ideal.iloc[0]), color="black", linewidth=1)
+        for y, judge in enumerate(judges):
+            if judge not in mine.index or pd.isna(mine.loc[judge].value):
+                wrong = judge in mine.index and bool(mine.loc[judge].finding)
+                ax.text(0.02, y, "no value", transform=ax.get_yaxis_transform(), va="center", fontsize=8, color=style.COLOURS[4] if wrong else style.GREY)
+                continue
+            row = mine.loc[judge]
+            colour, marker = (style.COLOURS[4], "D") if row.finding else (style.COLOURS[0], "o")
+            if not pd.isna(row.low):
+                ax.hlines(y, row.low, row.high, color=colour, linewidth=4, alpha=0.35)
+            ax.plot(row.value, y, marker, color=colour, markersize=6, clip_on=False)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel(f"sound: {ideal}", fontsize=9)
+        ax.margins(x=0.08)
+    axes[0][0].set_yticks(range(len(judges)), [j if len(j) < 34 else j[:31] + "..." for j in judges], fontsize=9)
+    axes[0][0].set_ylim(len(judges) - 0.5, -0.5)
+    return style.finish(fig, name, table, out, note="bars: 95% intervals; diamonds: a finding; black line: where a sound judge stands", svg=True)
+
+
+def ladders(frame: pd.DataFrame, out: Path | None = None, name: str = "ladders"):
+    """A panel a scorer: the score it gives to answers whose order of quality is known; a line a question.
+
+    Args:
+        frame: scorer, id (question), known (level by construction), score (NaN where the scorer gave none), scale
+            (low, high).
+    """
+    scorers, ids = list(dict.fromkeys(frame.scorer)), list(dict.fromkeys(frame.id))
+    fig, axes = style.new("wide", height=3.2, cols=len(scorers), squeeze=False)
+    for ax, scorer in zip(axes[0], scorers, strict=True):
+        mine = frame[frame.scorer == scorer]
+        for k, item in enumerate(ids):
+            line = mine[mine.id == item].sort_values("known")
+            line = line[line.score.notna()]
+            shift = 0.6 * (k / max(1, len(ids) - 1) - 0.5)  # questions beside each other, not on top
+            colour = style.COLOURS[k % 6]
+            ax.plot(line.known + shift, line.score.astype(float), "o-", color=colour, alpha=0.75, markersize=5)
+        missing = int(mine.score.isna().sum())
+        low, high = mine.scale.iloc[0]
+        margin = 0.04 * (high - low)
+        ax.set(ylim=(low - margin, high + margin), xlabel="quality by construction", ylabel="score given")
+        ax.set_title(f"{scorer}\n{len(mine) - missing} of {len(mine)} answers got a score", fontsize=10)
+        ax.set_xticks(sorted(frame.known.unique()))
+        if missing == len(mine):
+            ax.text(0.5, 0.5, "no score given", transform=ax.transAxes, ha="center", color=style.GREY)
+    data = frame.drop(columns="scale")
+    return style.finish(
+        fig, name, data, out, note="a line joins the answers to one question; a perfect scorer only rises", svg=True
+    )
+
+
+def differences(frame: pd.DataFrame, se: float, out: Path | None = None, name: str = "differences", what: str = ""):
+    """Differences between methods as bars, over bands of one and two standard errors of such a difference.
+
+    Args:
+        frame: label, difference (in points).
+        se: standard error of one difference.
+        what: how the standard error was obtained; goes into the caption.
+    """
+    fig, ax = style.new("wide", height=1.1 + 0.36 * len(frame))
+    place = np.arange(len(frame))
+    for k in (2, 1):
+        ax.axvspan(-k * se, k * se, color=style.GREY, alpha=0.18, linewidth=0)
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.barh(place, frame.difference, height=0.55, color=style.COLOURS[0])
+    reach = max(2.4 * se, 1.5 * frame.difference.abs().max())
+    for y, value in zip(place, frame.difference, strict=True):
+        side = 1 if value >= 0 else -1
+        ax.text(value + 0.02 * reach * side, y, f"{value:+.2f}, {abs(value) / se:.1f} se", va="center", fontsize=9,
+                ha="left" if side > 0 else "right")  # fmt: skip
+    ax.set_yticks(place, frame.label)
+    ax.invert_yaxis()
+    ax.set(xlim=(-reach, reach), xlabel="points on LongBench-Chat (1-10)", title="Differences against their noise")
+    return style.finish(fig, name, frame, out, note=f"grey: one and two standard errors{', ' + what if what else ''}")
