@@ -38,7 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else 'Python %d.%d found, 3.11 to 3.13 needed: make PYTHON=python3.12' % v)"
 	$(PYTHON) -m venv .venv
 	@echo "installing the tested set of packages into .venv, a minute or two ..."
-	@$(PY) -m pip install --quiet -c constraints.txt -e ".[deepspeed,serving,test]"
+	@$(PY) -m pip install --quiet -c constraints.txt -e ".[deepspeed,retention,serving,test]"
 	@touch $@
 
 clean:  ## everything that was built, not the environment

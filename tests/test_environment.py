@@ -32,14 +32,14 @@ def test_environment_yml_pins_what_constraints_pin(root):
     pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
     assert "-c constraints.txt" in pip
     listed = {canonicalize_name(Requirement(x).name): str(Requirement(x).specifier).removeprefix("==") for x in pip if "==" in x}
-    wanted = {canonicalize_name(r.name) for r in requirements(root, "deepspeed", "serving", "test")}
+    wanted = {canonicalize_name(r.name) for r in requirements(root, "deepspeed", "retention", "serving", "test")}
     assert set(listed) == wanted, "environment.yml and pyproject.toml name different packages"
     assert listed == {n: pins(root)[n] for n in wanted}
 
 
 def test_constraints_lie_in_the_ranges(root):
     checked = 0
-    for r in requirements(root, "deepspeed", "serving", "test"):
+    for r in requirements(root, "deepspeed", "retention", "serving", "test"):
         pinned = pins(root)[canonicalize_name(r.name)]
         assert Version(pinned) in r.specifier, f"{r} does not admit the tested {pinned}"
         checked += 1
@@ -49,7 +49,7 @@ def test_constraints_lie_in_the_ranges(root):
 def test_what_runs_now_is_what_is_pinned(root):
     import importlib.metadata as md
 
-    for r in requirements(root, "deepspeed", "serving", "test"):
+    for r in requirements(root, "deepspeed", "retention", "serving", "test"):
         assert Version(md.version(r.name)).public == pins(root)[canonicalize_name(r.name)], r.name
 
 

@@ -84,6 +84,22 @@ def test_the_attention_times_are_the_recorded_ones(root):
         assert f"{row['both_s']:.1f} s and {row['peak_mib']:.0f} MiB" in text and row["difference"] < 1e-6
 
 
+def test_the_attention_times_of_the_gpu_are_the_recorded_ones(root):
+    text = " ".join((root / "README.md").read_text().split())
+    record = json.loads((root / "results" / "attention_cuda.json").read_text())
+    for way in ("torch varlen", "flex attention", "document loop", "sdpa, block mask"):
+        (row,) = [r for r in record["attention"] if (r["tokens"], r["pack"], r["way"]) == (65_536, "64 documents", way)]
+        assert f"{1e3 * row['both_s']:.1f} ms and {round(row['peak_mib']):,} MiB" in text and row["difference"] < 0.01
+    assert "H100" in record["provenance"]["device"]
+
+
+def test_every_evaluation_command_is_there(root):
+    from longalign_lib.evaluate.__main__ import COMMANDS
+
+    said = re.findall(r"^python -m longalign_lib\.evaluate (\S+)", (root / "README.md").read_text(), re.M)
+    assert said == list(COMMANDS)
+
+
 def test_the_token_store_beside_padding_is_the_recorded_run(root):
     text, record = (root / "README.md").read_text(), json.loads((root / "results" / "tokens.json").read_text())
     ways = {w["way"]: w for w in record["ways"]}
