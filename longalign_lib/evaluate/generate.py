@@ -53,11 +53,11 @@ def fingerprint(model) -> str:
 
 
 @contextlib.contextmanager
-def _one_thread(device: torch.device):
-    """On a CPU, one thread to write token by token. Two save 40% on idle cores; when one of them waits for a busy core,
-    both wait, at every layer: three times slower, measured."""
+def _threads(device: torch.device, lines: int):
+    """On a CPU, one thread to write one answer token by token. Two save 40% on idle cores; when one of them waits for a busy core,
+    both wait, at every layer: three times slower, measured. Several answers at once are work enough for all."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if device.type == "cpu" else threads)
+    torch.set_num_threads(1 if device.type == "cpu" and lines == 1 else threads)
     try:
         yield
     finally:
@@ -108,29 +108,50 @@ class Greedy:
         return int(out.logits[0, -1].argmax())
 
     @torch.inference_mode()
+    def prefill(self, input_ids) -> tuple[int, int]:
+        """Compute a prompt, of which the cache then holds everything.
+
+        Returns:
+            (the likeliest next token, prompt tokens taken from the cache of the prompt before).
+
+        Raises:
+            ValueError: an empty prompt.
+        """
+        ids = [int(i) for i in input_ids]
+        if not ids:
+            raise ValueError("the prompt has no tokens")
+        try:
+            kept = self._keep(ids)
+            step = len(ids) if self.whole else self.chunk
+            for first in range(kept, len(ids), step):
+                token = self._forward(ids[first : first + step])
+        except BaseException:
+            self.cache, self.held = None, []  # half a forward pass may have written to it
+            raise
+        return token, kept
+
+    def threads(self, lines: int = 1):
+        """A context with as many threads as writing ``lines`` answers at once is worth."""
+        return _threads(self.model.device, lines)
+
+    @torch.inference_mode()
     def answer(self, input_ids, max_new_tokens: int = 32) -> Answer:
         """Continue a prompt until an end token or ``max_new_tokens``.
 
         Args:
             input_ids: token ids of the whole prompt, a list or 1-D array.
         """
-        ids = [int(i) for i in input_ids]
-        if not ids:
-            raise ValueError("the prompt has no tokens")
-        start = time.perf_counter()
+        start, ids = time.perf_counter(), [int(i) for i in input_ids]
+        token, kept = self.prefill(ids)
         try:
-            kept = self._keep(ids)
-            step = len(ids) if self.whole else self.chunk
-            for first in range(kept, len(ids), step):
-                token = self._forward(ids[first : first + step])
             said = []
-            with _one_thread(self.model.device):
+            with self.threads():
                 while token not in self.ends and len(said) < max_new_tokens:
                     said.append(token)
                     if len(said) < max_new_tokens:
                         token = self._forward([token])
         except BaseException:
-            self.cache, self.held = None, []  # half a forward pass may have written to it
+            self.cache, self.held = None, []
             raise
         finish = "stop" if token in self.ends else "length"
         text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
