@@ -93,6 +93,17 @@ def test_the_attention_times_of_the_gpu_are_the_recorded_ones(root):
     assert "H100" in record["provenance"]["device"]
 
 
+def test_the_needle_times_are_the_recorded_ones(root):
+    text = " ".join((root / "README.md").read_text().split())
+    for name in ("cpu", "cuda"):
+        record = json.loads((root / "results" / f"needle_speed_{name}.json").read_text())
+        rows = {(r["dtype"], r["way"]): r for r in record["rows"]}
+        ours, plain = rows["bfloat16", "and groups"], rows["bfloat16", "plain loop"]
+        assert f"takes {ours['seconds']:.1f} s where" in text and f"takes {plain['seconds']:.1f}" in text
+        assert all(rows["float32", w]["same_answers"] == record["prompts"] and r["reached"] > 0.95
+                   for (_, w), r in rows.items() if w != "plain loop")  # fmt: skip
+
+
 def test_every_evaluation_command_is_there(root):
     from longalign_lib.evaluate.__main__ import COMMANDS
 

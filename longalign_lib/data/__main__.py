@@ -35,6 +35,9 @@ def documents(args) -> None:
         quotas=_weights(args.quota), chinese=None if args.chinese < 0 else args.chinese, tokenizer=args.tokenizer, seed=args.seed,
         threshold=args.threshold or None, over_long=args.over_long, scan=args.scan or None)  # fmt: skip
     print(pd.DataFrame(report.attrs["readers"]).to_string(index=False), "\n")
+    for language, part in report.groupby("language"):
+        if args.chinese >= 0 and part.got.sum() > part.wanted.sum():
+            print(f"note: {part.got.sum()} documents in {language!r} where the shares asked for {part.wanted.sum()}: the other language had too few\n")
     print(report.to_string(index=False), f"\n\nwritten: {path} ({int(report.got.sum())} documents), {rejected}")
 
 
@@ -191,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--max_tokens", type=int, default=65_536)
     s.add_argument("--spread", default="even", help="law of lengths, see longalign_lib.data.sampling.law")
     s.add_argument("--quota", nargs="*", default=[], help="weights of sources, such as wikipedia=2; others weigh 1")
-    s.add_argument("--chinese", type=float, default=0.1, help="share of Chinese documents; -1: as they come")
+    s.add_argument("--chinese", type=float, default=0.1, help="share of Chinese documents, as far as the other language reaches; -1: as they come")
     s.add_argument("--threshold", type=float, default=0.8, help="Jaccard similarity of near-duplicates; 0 keeps them")
     s.add_argument("--over_long", default="drop", choices=["drop", "cut"], help="documents beyond max_tokens")
     s.add_argument("--scan", type=int, default=100_000, help="rows to read of each stream; 0: all")
@@ -208,9 +211,9 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--answer_tokens", type=int, default=500)
     s.add_argument("--concurrency", type=int, default=None, help="requests in flight; none: 8, or 1 for the model on this machine")
     s.add_argument("--timeout", type=float, default=600, help="seconds a request")
-    s.add_argument("--max_calls", type=int, default=None, help="budget: requests")
-    s.add_argument("--max_total_tokens", type=int, default=None, help="budget: tokens read and written")
-    s.add_argument("--max_cost", type=float, default=None, help="budget: money, with --prices")
+    s.add_argument("--max_calls", type=int, default=None, help="budget of this run (a rerun has it anew): requests")
+    s.add_argument("--max_total_tokens", type=int, default=None, help="budget of this run: tokens read and written")
+    s.add_argument("--max_cost", type=float, default=None, help="budget of this run: money, with --prices")
     s.add_argument("--prices", type=float, nargs=2, default=None, metavar=("READ", "WRITTEN"), help="a million tokens")
     s.add_argument("--dry_run", action="store_true", help="print calls, tokens and cost, ask nothing")
 

@@ -54,6 +54,11 @@ def write_card(samples: Sequence[dict], out: Path | str, *, title: str = "Long i
         ValueError: no samples; or one has no messages or no length.
     """
     out = Path(out)
+    usable, unusable = [], []
+    for k, s in enumerate(samples):
+        reason = _unusable(s)
+        (unusable if reason else usable).append({"id": f"sample {k}", "reason": f"not shown on this card: {reason}"} if reason else s)
+    samples, rejected = usable, [*rejected, *unusable]
     table = _table(samples)
     figures.sample_lengths(table, out)
     figures.origins(table, out)
@@ -82,6 +87,19 @@ def write_card(samples: Sequence[dict], out: Path | str, *, title: str = "Long i
     with whole(out / "index.html") as half:
         half.write_text(_page(title, text, out), encoding="utf8")
     return out / "index.html"
+
+
+def _unusable(sample: dict) -> str:
+    """Why a sample with messages cannot be shown: a content that is no text, or text that no file can hold."""
+    for number, message in enumerate(sample.get("messages") or ()):
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, str):
+            return f"message {number} has no text"
+        try:
+            content.encode("utf-8")
+        except UnicodeEncodeError:
+            return f"message {number} holds half a character (a lone surrogate)"
+    return ""
 
 
 def _table(samples: Sequence[dict]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Your own files as documents: txt, md, py, jsonl, jsonl.gz and parquet, read one document at a time.
 
-Every file and every record has one fate: it is yielded, or it is in `rejected` with a reason. A broken record does not
+Every file and every record has one fate: it is yielded, or it is in `rejected` with a reason. Links that lead out of the folder are
+not followed. A broken record does not
 stop its file, a broken file does not stop the folder. Memory: one document, at most `max_bytes` (a longer line is
 skipped without being held), or one batch of a Parquet file. Cost: one pass over the files, in sorted order.
 """
@@ -64,8 +65,18 @@ def iter_folder(
         raise ValueError(f"max_bytes is {max_bytes}; give at least 1")
 
     def documents() -> Iterator[Document]:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        home = folder.resolve()
+        for file in sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink()):
             name = _utf8(file.relative_to(folder).as_posix())
+            try:
+                inside = file.resolve().is_relative_to(home)
+            except (OSError, RuntimeError):  # links in a ring
+                inside = False
+            if not inside or not file.exists():
+                rejected.append({"id": name, "reason": "a link out of the folder is not followed; copy the file" if not inside else "a link to nothing"})
+                continue
+            if file.is_dir():
+                continue
             if file.suffix in PLAIN:
                 text, reason = read_text(file, max_bytes)
                 if reason is not None:

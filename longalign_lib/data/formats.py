@@ -225,8 +225,13 @@ def _array(path: Path) -> Iterator[tuple[int, tuple]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, tuple]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    try:
+        opened = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); write the file anew") from None
+    with opened as file:
         records = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=64))
         yield from ((number, (record, "")) for number, record in enumerate(records, start=1))

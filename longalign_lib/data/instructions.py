@@ -10,7 +10,8 @@ one of those that pass the gates; ask for its answer with the document before it
 Invariants: a document has one outcome, at the end a line in instructions.jsonl or in rejected.jsonl (with the reason and what
 the model wrote); the draws depend on (seed, document id) alone, and both files are in the order of the documents, so that
 order, concurrency, kills and restarts change nothing; a rerun skips documents that have an outcome. An endpoint's failure is
-no outcome: that document is asked again by the next run. Cost: two calls a document, each as long as the document.
+no outcome: that document is asked again by the next run; instructions.settings.json keeps a folder from being continued with another
+model, seed or other setting. Cost: two calls a document, each as long as the document.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from longalign_lib.data.prompts import (
     prompt_language,
     question_prompt,
 )
+from longalign_lib.data.settings import same_settings
 from longalign_lib.data.tokens import encode_chat
 from longalign_lib.llm import BudgetError, ChatError, EmptyReplyError
 from longalign_lib.llm.loop import submit
@@ -44,6 +46,7 @@ from longalign_lib.llm.loop import submit
 __all__ = ["ASK_ANSWER", "ASK_QUESTIONS", "TASKS", "TASK_PROMPTS", "Built", "answer_prompt", "build_instructions",
            "parse_questions", "question_prompt"]  # fmt: skip
 GIVE_UP = 3  # documents in a row without an answer
+SETTINGS = "instructions.settings.json"
 
 
 def build_instructions(
@@ -82,7 +85,8 @@ def build_instructions(
         progress: show a bar with counts and the cost so far.
 
     Raises:
-        ValueError: unknown tasks, two documents of one id, or a document that has changed since its outcome was written.
+        ValueError: unknown tasks, two documents of one id, a document that has changed since its outcome was written, or a folder
+            begun with another model, seed or other setting.
         ChatError: the endpoint failed three documents in a row, or a budget is used up (BudgetError); finished work is
             kept and put into the two files first.
     """
@@ -92,6 +96,9 @@ def build_instructions(
     if twice:
         raise ValueError(f"{len(twice)} ids stand for several documents, first {twice[0]!r}; give each document its own id")
     work = Outcomes(folder, documents)
+    shapes = {"seed": seed, "tasks": list(tasks), "question_tokens": question_tokens, "answer_tokens": answer_tokens, "temperature": temperature,
+              "answer_temperature": answer_temperature, "min_overlap": min_overlap, "model": str(getattr(client, "label", ""))}  # fmt: skip
+    same_settings(Path(folder) / SETTINGS, shapes, bool(work.outcomes))
     todo = [d for d in documents if d.id not in work.outcomes]
     if not hasattr(client, "achat"):
         workers = 1

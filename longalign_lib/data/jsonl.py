@@ -47,6 +47,10 @@ def iter_jsonl(path: str | Path, rejected: list[dict] | None = None) -> Iterator
             except json.JSONDecodeError as error:
                 cut = "" if raw.endswith(b"\n") else "; it has no line end, so a write may have been cut off here"
                 reason = f"is not valid JSON ({error.msg} at column {error.colno}){cut}"
+            except RecursionError:
+                reason = "is nested too deeply"
+            except ValueError as error:  # a number of thousands of digits
+                reason = f"cannot be read ({str(error).split(';')[0][:100]})"
             if reason is None:
                 yield record
             elif rejected is not None:

@@ -142,7 +142,11 @@ def mix(
                     seen[row.key] = origin
                     groups[part].append(row)
                     spool.write(json.dumps(sample | {"part": part, "origin": origin}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        taken, notes = choose(name, groups["long"], groups["short"], seed, sources)
+        try:
+            taken, notes = choose(name, groups["long"], groups["short"], seed, sources)
+        except ValueError as error:
+            first = "; ".join(f"{r['id']}: {r['reason']}" for r in rejected[:3])
+            raise ValueError(f"{error}" + (f" ({len(rejected)} rows were rejected, first {first})" if rejected else "")) from None
         with whole(out) as half, half.open("wb") as handle:
             for row in tqdm(taken, desc="write", leave=False, delay=2, disable=not progress):
                 spool.seek(row.offset)

@@ -4,7 +4,8 @@
     instructions.jsonl   at the end: the samples, in the order of the documents
     rejected.jsonl       at the end: everything else, with stage and reason, in the order of the documents
 
-The journal goes when both files stand, so a kill at any moment leaves every outcome in at least one file, and a document that
+An outcome that changes files at the end (a sample that now repeats another, or no longer does) goes into the journal first. The
+journal goes when both files stand, so a kill at any moment leaves every outcome in at least one file, and a document that
 is found in two keeps the outcome found first. Duplicates across documents are looked for at the end, when the order is known.
 Cost: every outcome in memory, with its document's text.
 """
@@ -86,6 +87,9 @@ class Outcomes:
         built = Built()
         for outcome in across(map(self.outcomes.__getitem__, names), max_repeats):
             (built.rejected if "reason" in outcome else built.samples).append(outcome)
+        for outcome in (*built.samples, *built.rejected):  # it changes files: until both stand, the journal holds it
+            if ("reason" in outcome) != ("reason" in self.outcomes[outcome["document_id"]]):
+                append_jsonl(self.journal, outcome)
         for path, records in ((self.accepted_path, built.samples), (self.rejected_path, built.rejected)):
             if records or path.is_file():
                 write_jsonl(path, records)

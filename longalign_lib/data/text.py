@@ -7,6 +7,7 @@ the text itself, whatever the tokenizer. Cost: linear in the text; tokens are co
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -54,8 +55,8 @@ def clean(text: str) -> tuple[str, dict[str, int]]:
 
 def unusable(text: str) -> str | None:
     """Why a text cannot become a document, or None: empty, binary, not valid Unicode, or decoded wrongly."""
-    if not text.strip():
-        return "empty document"
+    if not any(not c.isspace() and unicodedata.category(c) not in ("Cf", "Cc") for c in text):
+        return "empty document" if not text.strip() else "empty document: it holds invisible characters alone" if "\x00" not in text else "binary (holds a zero byte)"
     if "\x00" in text:
         return "binary (holds a zero byte)"
     if not text.isascii():

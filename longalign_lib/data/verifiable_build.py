@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from longalign_lib.data.documents import Document
 from longalign_lib.data.facts import FAMILIES
-from longalign_lib.data.jsonl import iter_jsonl, write_jsonl
+from longalign_lib.data.jsonl import iter_jsonl
+from longalign_lib.data.settings import same_settings
 from longalign_lib.data.text import language_of
 from longalign_lib.data.verifiable import Pool, check_arguments, draw_sample
 from longalign_lib.data.verifiable_answers import is_right
@@ -82,7 +83,7 @@ def build_verifiable(
         "tokenizer": _hash(len(tokenizer), tokenizer.chat_template, tokenizer("Ein Leuchtturm, 灯塔 123.")["input_ids"]),
     }  # fmt: skip
     part = path.with_name(path.name + ".part")
-    _same_settings(path.with_suffix(".settings.json"), settings, path.exists() or part.exists())
+    same_settings(path.with_suffix(".settings.json"), settings, path.exists() or part.exists())
     done, there = _lines(path), _lines(part)
     if max(done, there) > n:
         held = path if done > n else part
@@ -151,21 +152,6 @@ def _shares(languages, by_language: Mapping[str, list]) -> dict[str, float]:
     if missing := [name for name, share in languages.items() if share and name not in there]:
         raise ValueError(f"no document is in {missing[0]!r}; add some, or ask for {', '.join(there) or 'nothing'} alone")
     return {name: share / total for name, share in sorted(languages.items()) if share}
-
-
-def _same_settings(path: Path, settings: dict, begun: bool) -> None:
-    if begun:
-        if not path.is_file():
-            raise ValueError(f"{path.name} is missing, so nobody knows what the samples were begun with; delete them, or give another path")
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if differ := [k for k in settings if old.get(k) != json.loads(json.dumps(settings[k]))]:
-            k = differ[0]
-            raise ValueError(
-                f"{path.name} says that the samples were begun with another {k} ({old.get(k)!r}, now {settings[k]!r}); "
-                "give another path, or delete the samples and their settings"
-            )
-    else:
-        write_jsonl(path, [settings])
 
 
 def _lines(path: Path) -> int:

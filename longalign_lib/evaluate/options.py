@@ -50,7 +50,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser, prefix: str = "", serv
     add("concurrency", type=int, default=8, help="requests in flight")
     add("timeout", type=float, default=600, help="seconds a request")
     add("retries", type=int, default=4, help="tries after the first one")
-    add("max_calls", type=int, default=None, help="budget: requests; none: no limit")
+    add("max_calls", type=int, default=None, help="budget of this run: requests; none: no limit")
     add("max_total_tokens", type=int, default=None, help="budget: tokens read and written; none: no limit")
     add("max_cost", type=float, default=None, help="budget: money, with the prices; none: no limit")
     add("prices", type=float, nargs=2, default=None, metavar=("READ", "WRITTEN"), help="money a million tokens")

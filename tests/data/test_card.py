@@ -85,3 +85,12 @@ def test_nothing_rejected_and_many_questions(tmp_path):
 def test_bad_samples_are_named(bad, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_card(bad, tmp_path)
+
+
+def test_samples_that_cannot_be_shown_are_counted_and_the_others_shown(tmp_path):
+    good = [sample(k, f"What is {k}?") for k in range(3)]
+    null, half = sample(3, "Null?", answer=None), sample(4, "Half \ud83d?")
+    write_card([*good, null, half], tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf8")
+    assert "not shown on this card" in text and "What is" in text and re.search(r"rejected\s*\|\s*2\b", text)
+    assert re.search(r"samples\s*\|\s*3\b", text)

@@ -110,5 +110,26 @@ def test_files_that_cannot_be_opened_do_not_stop_the_folder(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), name), "w") as handle:
         handle.write("odd name")
     documents, rejected = read_folder(tmp_path)
-    assert [d.text for d in documents] == ["fine", "odd name"] and rejected == []
+    assert [d.text for d in documents] == ["fine", "odd name"] and [r["reason"] for r in rejected] == ["a link to nothing"]
     documents[1].id.encode()
+
+
+def test_links_out_of_the_folder_and_to_nothing_are_rejections(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "secret.txt"
+    inside.mkdir()
+    outside.write_text("Not to be read by anybody.")
+    (inside / "real.txt").write_text("A text of its own.")
+    (inside / "out.txt").symlink_to(outside)
+    (inside / "gone.txt").symlink_to(inside / "nothing.txt")
+    (inside / "same.txt").symlink_to(inside / "real.txt")
+    documents, rejected = read_folder(inside)
+    assert "real.txt" in {d.id for d in documents} and not any("anybody" in d.text for d in documents)
+    reasons = {r["id"]: r["reason"] for r in rejected}
+    assert "out of the folder" in reasons["out.txt"] and "to nothing" in reasons["gone.txt"]
+
+
+@pytest.mark.parametrize("text", ["\u200b\u200d\ufeff" * 50, "\u200d \n\u2060"])
+def test_a_file_of_invisible_characters_is_no_document(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    documents, rejected = read_folder(tmp_path)
+    assert not documents and rejected[0]["reason"].startswith("empty document")

@@ -103,7 +103,7 @@ def test_a_sample_has_the_published_schema_and_its_origin(tokenizer, tmp_path):
         assert s["task"] in TASKS and len(s["prompt_hash"]) == 16 and s["listed"] == 5
         assert [x["reason"] for x in s["dropped"]] == ["too short: 2 words, at least 3 wanted"]  # "Why so?"
     assert read_jsonl(tmp_path / "instructions.jsonl") == built.samples
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["instructions.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["instructions.jsonl", "instructions.settings.json"]
 
 
 def test_draws_depend_on_seed_and_document_alone(tokenizer, tmp_path):
@@ -357,3 +357,15 @@ def test_a_silent_model_is_an_outcome_and_no_failure_of_the_endpoint(tmp_path, t
     mute = Scripted(fail_on="Answer from the text above alone", error=EmptyReplyError)
     built = build_instructions(documents(4), mute, tokenizer, tmp_path / "b", seed=0, progress=False)
     assert {r["stage"] for r in built.rejected} == {"answer"} and all(r["reason"].startswith("empty") for r in built.rejected)
+
+
+def test_a_folder_is_not_continued_with_other_settings(tokenizer, tmp_path):
+    build_instructions(documents(2), Scripted(), tokenizer, tmp_path, seed=0, progress=False)
+    before = (tmp_path / "instructions.jsonl").read_bytes()
+    other = Scripted(label="another")
+    for client, more, named in ((other, {}, r"model \('scripted', now 'another'\)"), (Scripted(), {"seed": 1}, r"seed \(0, now 1\)"),
+                                (Scripted(), {"answer_tokens": 9}, "answer_tokens")):  # fmt: skip
+        with pytest.raises(ValueError, match=named):
+            build_instructions(documents(3), client, tokenizer, tmp_path, **{"seed": 0, "progress": False} | more)
+        assert client.asked == [] and (tmp_path / "instructions.jsonl").read_bytes() == before
+    assert len(build_instructions(documents(3), Scripted(), tokenizer, tmp_path, seed=0, progress=False).samples) == 3

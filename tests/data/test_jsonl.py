@@ -73,3 +73,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
         list(iter_jsonl(tmp_path / "gone.jsonl"))
+
+
+def test_numbers_and_nesting_without_end_are_bad_lines(tmp_path):
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + "[" * 200_000 + "}\n" + '{"a": ' + "7" * 5000 + '}\n{"a": 2}\n')
+    rejected = []
+    assert [r["a"] for r in iter_jsonl(path, rejected)] == [1, 2]
+    assert [r["id"] for r in rejected] == ["deep.jsonl:2", "deep.jsonl:3"] and "nested" in rejected[0]["reason"] and "digits" in rejected[1]["reason"]
+    with pytest.raises(JsonlError, match="line 2 is nested too deeply"):
+        list(iter_jsonl(path))

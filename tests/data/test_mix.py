@@ -109,3 +109,13 @@ def test_wrong_arguments_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone.jsonl"):
         mix("longalign-5k", tmp_path / "gone.jsonl", short, 0, tmp_path / "o.jsonl")
     assert mix("longalign-0k", [], short, 0, tmp_path / "o.jsonl")["rows"] == 25
+
+
+def test_what_was_rejected_is_told_where_nothing_is_left(tmp_path):
+    write_jsonl(tmp_path / "long.jsonl", [{"id": "x", "text": "no messages"}])
+    write_jsonl(tmp_path / "short.jsonl", [sample("short")])
+    with pytest.raises(ValueError, match=r"there is none.*1 rows were rejected, first long\.jsonl:1: "):
+        mix("longalign-10k", tmp_path / "long.jsonl", tmp_path / "short.jsonl", 0, tmp_path / "s.jsonl", progress=False)
+    (tmp_path / "bad.parquet").write_bytes(b"no data")
+    with pytest.raises(ValueError, match=r"bad\.parquet: cannot be read as Parquet"):
+        mix("longalign-10k", tmp_path / "bad.parquet", tmp_path / "short.jsonl", 0, tmp_path / "s.jsonl", progress=False)
