@@ -1,5 +1,6 @@
-"""Data construction from the command line, a step a word: documents, instruct, verifiable, tokenize, mix, card.
+"""Data construction from the command line, a step a word: samples, documents, instruct, verifiable, tokenize, mix, card.
 
+    python -m longalign_lib.data samples    --out OUT                                  # this project's own, to try the rest on
     python -m longalign_lib.data documents  --readers samples python ~/texts wikipedia --n 10000 --out OUT
     python -m longalign_lib.data instruct   --documents OUT/documents.jsonl --base_url URL --llm NAME --out OUT --dry_run
     python -m longalign_lib.data verifiable --documents OUT/documents.jsonl --n 2000 --out OUT/verifiable.jsonl
@@ -22,8 +23,25 @@ from pathlib import Path
 import pandas as pd
 
 from longalign_lib.data.hub import SourceError
-from longalign_lib.data.jsonl import JsonlError, read_jsonl
+from longalign_lib.data.jsonl import JsonlError, read_jsonl, write_jsonl
 from longalign_lib.llm import ChatClient, ChatError
+
+
+def samples(args) -> None:
+    """Write this project's own texts and hand-written instructions in the formats that the other steps read."""
+    from dataclasses import asdict
+
+    from longalign_lib.data.documents import SAMPLES, read_samples
+    from longalign_lib.data.written import read_long_samples
+    from longalign_lib.models import load_tokenizer
+
+    out, (pages, rejected) = Path(args.out), read_samples()
+    long, lost = read_long_samples(pages, tokenizer=load_tokenizer(args.tokenizer))
+    if rejected or lost:
+        raise ValueError(f"data_samples is damaged: {[*rejected, *lost][0]}; restore it from the repository")
+    files = {"documents": [asdict(d) for d in pages], "long": long, "short": read_jsonl(SAMPLES.parent / "instructions" / "short.jsonl")}
+    for name, rows in files.items():
+        print(f"{len(rows):4} rows: {write_jsonl(out / f'{name}.jsonl', rows)}")
 
 
 def documents(args) -> None:
@@ -97,10 +115,11 @@ def mix(args) -> None:
 def card(args) -> None:
     """Write a data card: README.md for the Hub and index.html with its pictures inside."""
     from longalign_lib.data.card import write_card
-    samples = [s for path in args.samples for s in read_jsonl(path)]
+
+    found = [s for path in args.samples for s in read_jsonl(path)]
     rejected = [r for path in args.rejected for r in read_jsonl(path)]
     cost = _spent(read_jsonl(args.cache, []), args.prices) if args.cache else None
-    page = write_card(samples, args.out, title=args.title, licence=args.licence, rejected=rejected, cost=cost, read=args.read, seed=args.seed)
+    page = write_card(found, args.out, title=args.title, licence=args.licence, rejected=rejected, cost=cost, read=args.read, seed=args.seed)
     print(f"written: {page} and README.md beside it")
 
 
@@ -185,6 +204,9 @@ def parser() -> argparse.ArgumentParser:
         if options.get("tokenizer", True):
             sub.add_argument("--tokenizer", default="default", help="'default', a folder or a Hub id; tokens are counted with it")
         return sub
+
+    s = step(samples)
+    s.add_argument("--out", required=True, help="folder for documents.jsonl, long.jsonl and short.jsonl")
 
     s = step(documents)
     s.add_argument("--readers", nargs="+", default=["samples", "python"], help="sources of the Hub by name, 'samples', 'python', folders, name=folder")

@@ -107,3 +107,15 @@ def test_an_endpoint_without_a_model_or_documents_without_text(pages, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
+
+
+def test_the_projects_own_samples_go_through_every_step(tmp_path, capsys):
+    said = run(capsys, "samples", "--out", tmp_path)
+    long, pages = read_jsonl(tmp_path / "long.jsonl"), {d["id"]: d["text"] for d in read_jsonl(tmp_path / "documents.jsonl")}
+    assert len(long) >= 100 and len(pages) == 18 and f"{len(long):4} rows" in said
+    assert all(s["messages"][0]["content"].startswith(pages[s["document_id"]]) and s["length"] > 500 for s in long)
+    said = run(capsys, "mix", "--long", tmp_path / "long.jsonl", "--short", tmp_path / "short.jsonl", "--out", tmp_path / "suite.jsonl")
+    assert f"({len(long) + len(read_jsonl(tmp_path / 'short.jsonl'))} rows)" in said
+    assert "README.md" in run(capsys, "card", tmp_path / "long.jsonl", "--out", tmp_path / "card")
+    run(capsys, "verifiable", "--documents", tmp_path / "documents.jsonl", "--n", 4, "--out", tmp_path / "v.jsonl")
+    assert len(read_jsonl(tmp_path / "v.jsonl")) == 4
