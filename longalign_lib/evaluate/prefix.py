@@ -14,7 +14,7 @@ With depths spread evenly from 0 to 1 sum_i (1 - d_i) = n / 2, and the factor is
 one length, 1.93 for ten depths of ten lengths, never more than 2 (`expected_factor`; instruction and question are left out).
 
 Writing is bound by reading weights, so a group of prompts writes together: their caches, left-padded to the longest, become one
-batch. A group is as large as its keys and values fit (`room_of`); where a cache cannot be stacked exactly (sliding windows,
+batch. A group is as large as its keys and values fit (`room_of`) and as its first prompt is willing to wait (`PATIENCE`); where a cache cannot be stacked exactly (sliding windows,
 recurrent layers, RoPE that depends on the longest position) each prompt writes alone.
 
 Invariants: in float32 the answers are those of one prompt at a time; every answer is reported as its group ends; a group that
@@ -38,6 +38,7 @@ from longalign_lib.evaluate.generate import Answer, Greedy
 
 ROOM = 2**30  # bytes of keys and values that a group may take on a CPU
 SHARE = 0.25  # and of the free memory of a GPU
+PATIENCE = 10.0  # seconds after which a group is written as it is, so that a kill loses no more
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def room_of(device: torch.device) -> int:
 def complete(
     model, tokenizer, prompts: Sequence, max_new_tokens: int = 32, on_answer: Callable[[int, Answer], None] | None = None,
     *, on_error: Callable[[int, RuntimeError], None] | None = None, reuse_prefix: bool = True, batch: int | None = None,
-    room: int | None = None, chunk: int = 4096, progress: bool = True, desc: str = "prompts",
+    room: int | None = None, patience: float = PATIENCE, chunk: int = 4096, progress: bool = True, desc: str = "prompts",
 ) -> tuple[list[Answer | None], PrefillReport]:  # fmt: skip
     """Answer prompts greedily.
 
@@ -107,6 +108,7 @@ def complete(
         reuse_prefix: keep the cache between prompts where that is exact.
         batch: prompts that write together at most; None as many as fit ``room``, 1 each alone.
         room: bytes of keys and values of a group; None takes `room_of`.
+        patience: seconds after which a group is written as it is.
         chunk: prompt tokens a forward pass.
 
     Returns:
@@ -135,6 +137,7 @@ def complete(
                 on_error(i, said)
 
         held: list[_Held] = []
+        since = 0.0
         for i in sorted(range(len(rows)), key=lambda i: rows[i].tolist()):
             try:
                 said = _prefill(greedy, i, rows[i], max_new_tokens, alone=most == 1)
@@ -147,8 +150,9 @@ def complete(
             if held and (len(held) + 1) * max(len(rows[i]), *(h.tokens for h in held)) * said.bytes_per_token > room:
                 _write(greedy, held, rows, max_new_tokens, done)
                 held = []
+            since = since if held else time.perf_counter() - said.seconds
             held.append(said)
-            if len(held) >= most:
+            if len(held) >= most or time.perf_counter() - since > patience:
                 _write(greedy, held, rows, max_new_tokens, done)
                 held = []
         if held:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from longalign_lib.data import instructions
+from longalign_lib.data import instructions, outcomes
 from longalign_lib.data.documents import Document
 from longalign_lib.data.instructions import ASK_ANSWER, TASKS, build_instructions
 from longalign_lib.data.jsonl import append_jsonl, read_jsonl
@@ -244,6 +244,44 @@ def test_a_kill_between_the_two_files_changes_nothing(tokenizer, tmp_path):
     model = Scripted()
     build(docs, model, tokenizer, tmp_path, seed=0)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == wanted and not model.asked
+
+
+@pytest.mark.parametrize("last", range(6))
+def test_a_stop_at_any_write_loses_no_sample_that_has_become_a_duplicate(tokenizer, tmp_path, monkeypatch, last):
+    """The folder holds a sample that repeats one of a document that comes before it now; the run ends before write `last`."""
+    docs, same = documents(2), "The gauge at Skerry Pier was bought in 1987."
+    one = functools.partial(build_instructions, tokenizer=tokenizer, seed=0, max_repeats=1)
+    alike = Scripted("1. When was the gauge bought?", same)
+    for name in ("whole", "stopped"):
+        one(docs[1:], alike, folder=tmp_path / name)
+    one(docs, alike, folder=tmp_path / "whole")
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    done = []
+
+    def until(function):
+        def step(*arguments, **more):
+            if len(done) == last:
+                raise KeyboardInterrupt
+            done.append(function)
+            return function(*arguments, **more)
+
+        return step
+
+    for target, name in ((outcomes, "append_jsonl"), (outcomes, "write_jsonl"), (outcomes.Path, "unlink")):
+        monkeypatch.setattr(target, name, until(getattr(target, name)))
+    if last < 5:  # journal of en0, of the sample that moves, two files, the journal's end
+        with pytest.raises(KeyboardInterrupt):
+            one(docs, alike, folder=tmp_path / "stopped")
+    else:
+        one(docs, alike, folder=tmp_path / "stopped")
+    assert len(done) == min(last, 5)
+    monkeypatch.undo()
+    held = {r["document_id"] for p in (tmp_path / "stopped").glob("*.jsonl") for r in read_jsonl(p, [])}
+    assert held == ({"en1"} if last == 0 else {"en0", "en1"})
+    asked = Scripted("1. When was the gauge bought?", same)
+    one(docs, asked, folder=tmp_path / "stopped")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "stopped").iterdir()} == whole
+    assert len(asked.asked) == (2 if last == 0 else 0)
 
 
 KILLED = """

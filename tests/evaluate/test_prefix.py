@@ -83,6 +83,9 @@ def test_a_group_holds_no_more_than_its_room(model, tokenizer, monkeypatch):
     groups.clear()
     prefix.complete(model, tokenizer, prompts, 2, batch=4, progress=False)
     assert [len(g) for g in groups] == [4, 2]
+    groups.clear()
+    prefix.complete(model, tokenizer, prompts, 2, patience=0, progress=False)
+    assert [len(g) for g in groups] == [1] * 6
 
 
 def test_a_group_without_memory_is_asked_one_by_one(model, tokenizer, monkeypatch):
