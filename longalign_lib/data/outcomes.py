@@ -87,8 +87,6 @@ class Outcomes:
         built = Built()
         for outcome in across(map(self.outcomes.__getitem__, names), max_repeats):
             (built.rejected if "reason" in outcome else built.samples).append(outcome)
-            if ("reason" in outcome) != ("reason" in self.outcomes[outcome["document_id"]]):
-                append_jsonl(self.journal, outcome)  # between the two writes it may stand in neither file
         for outcome in (*built.samples, *built.rejected):  # it changes files: until both stand, the journal holds it
             if ("reason" in outcome) != ("reason" in self.outcomes[outcome["document_id"]]):
                 append_jsonl(self.journal, outcome)

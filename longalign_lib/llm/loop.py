@@ -24,9 +24,18 @@ def submit(coroutine: Coroutine) -> Future:
         if loop is None:
             _running.clear()
             loop = _running[os.getpid()] = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="chat clients", daemon=True).start()
+            threading.Thread(target=_run, args=(loop,), name="chat clients", daemon=True).start()
             atexit.register(_stop, os.getpid())
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run until stopped; asyncio lets KeyboardInterrupt and SystemExit of a task through, which must not strand the others."""
+    while True:
+        try:
+            return loop.run_forever()
+        except (KeyboardInterrupt, SystemExit):  # whoever waits for that task is given it
+            continue
 
 
 def submit_if_running(make: Callable[[], Coroutine]) -> None:

@@ -239,6 +239,18 @@ def test_waiting_inside_the_clients_own_loop_is_an_error_and_no_deadlock(server)
         client_module.loop.submit(inside()).result(5)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_error_that_ends_loops_reaches_its_caller_and_strands_nobody_else(server, error):
+    chat = client(server)
+
+    async def inside():
+        raise error
+
+    with pytest.raises(error):
+        client_module.loop.submit(inside()).result(5)
+    assert client_module.loop.submit(chat.achat(ASK)).result(5).text == "In the drawer."
+
+
 def test_a_client_does_not_ask_in_a_forked_process_and_says_why(server):
     chat = client(server)
     chat.chat(ASK)
