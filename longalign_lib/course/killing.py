@@ -66,20 +66,21 @@ def prepare(folder: Path, seed: int = 0, rows: int = 110, longest: int = 256, vo
 
 
 def command(folder: Path, out: Path, processes: int, config: str | None = None, capacity: int = 256, epochs: int = 2, save: int = 3,
-            seed: int = 0) -> list[str]:  # fmt: skip
-    """The command line of the small run: float32 weights, four packs a step on whatever number of processes.
+            seed: int = 0, packs: int = 4) -> list[str]:  # fmt: skip
+    """The command line of the small run: float32 weights, as many packs a step on whatever number of processes.
 
     Args:
         folder: what `prepare` filled.
         out: the run's folder.
-        processes: 1, 2 or 4.
+        processes: a divisor of ``packs``.
         config: a file of configs/ for DeepSpeed, such as "zero3"; None is plain (one process) or DDP.
         capacity, epochs, seed: of the plan.
         save: steps between checkpoints.
+        packs: packs a step.
     """
     words = ["torchrun", "--standalone", "--nproc_per_node", processes] if processes > 1 or config else ["python"]
     words += ["-m", "longalign_lib.train", "--data", folder / "data", "--model", folder / "model", "--output_dir", out,
-              "--capacity", capacity, "--packs_per_step", 4, "--epochs", epochs, "--learning_rate", 3e-2, "--dtype", "float32",
+              "--capacity", capacity, "--packs_per_step", packs, "--epochs", epochs, "--learning_rate", 3e-2, "--dtype", "float32",
               "--seed", seed, "--save_strategy", "steps", "--save_steps", save, "--save_total_limit", 3, "--logging_steps", 1,
               "--lr_scheduler_type", "cosine", "--report_to", "none", "--disable_tqdm", "true"]  # fmt: skip
     words += ["--deepspeed", Path(os.path.relpath(ROOT / "configs" / f"{config}.json")).as_posix()] if config else []
@@ -87,15 +88,17 @@ def command(folder: Path, out: Path, processes: int, config: str | None = None, 
 
 
 @contextlib.contextmanager
-def launch(words: list[str], out: Path, threads: int = 1):
+def launch(words: list[str], out: Path, threads: int = 1, gpus: bool = False):
     """Start a command of `command` and yield its Popen; at the end of the block no process of its family lives.
 
-    It runs on the CPU, also where there are GPUs: two processes cannot share one, and sums on the CPU repeat exactly. What it
-    prints is appended to ``<out>.txt``, beside the run's folder.
+    It runs on the CPU, also where there are GPUs: two processes cannot share one, and sums on the CPU repeat exactly. With
+    ``gpus`` every process takes a GPU of its own, where there are any. What it prints is appended to ``<out>.txt``, beside the
+    run's folder.
     """
     real = {"torchrun": [sys.executable, "-m", "torch.distributed.run"], "python": [sys.executable]}
     words = [*real.get(words[0], [words[0]]), *words[1:]]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    env |= {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(said(out), "ab") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
@@ -139,18 +142,20 @@ def steps(out: Path) -> pd.DataFrame:
     return pd.DataFrame([x for x in lines if "loss" in x])
 
 
-def finish(words: list[str], out: Path, limit: float = 300) -> tuple[pd.DataFrame, float]:
+def finish(words: list[str], out: Path, limit: float = 300, gpus: bool = False) -> tuple[pd.DataFrame, float]:
     """Run a command to its end; returns its steps and seconds. See `finish_all`."""
-    logs, seconds = finish_all({out.name: (words, out)}, limit)
+    logs, seconds = finish_all({out.name: (words, out)}, limit, gpus)
     return logs[out.name], seconds
 
 
-def finish_all(runs: dict[str, tuple[list[str], Path]], limit: float = 300) -> tuple[dict[str, pd.DataFrame], float]:
+def finish_all(runs: dict[str, tuple[list[str], Path]], limit: float = 300,
+               gpus: bool = False) -> tuple[dict[str, pd.DataFrame], float]:  # fmt: skip
     """Run commands side by side, each to its end: starting is mostly waiting, so that three cost less than one after another.
 
     Args:
         runs: label -> (command, its folder); every run has a folder of its own.
         limit: seconds for all of them.
+        gpus: see `launch`.
 
     Returns:
         label -> steps, and the seconds until the last had ended.
@@ -163,7 +168,7 @@ def finish_all(runs: dict[str, tuple[list[str], Path]], limit: float = 300) -> t
         raise ValueError(f"runs share a folder: {', '.join(str(out.name) for _, out in runs.values())}; give each its own")
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        started = {label: stack.enter_context(launch(words, out)) for label, (words, out) in runs.items()}
+        started = {label: stack.enter_context(launch(words, out, gpus=gpus)) for label, (words, out) in runs.items()}
         for label, process in started.items():
             words, out = runs[label]
             try:
@@ -175,7 +180,7 @@ def finish_all(runs: dict[str, tuple[list[str], Path]], limit: float = 300) -> t
     return {label: steps(out) for label, (_, out) in runs.items()}, time.perf_counter() - began
 
 
-def kill_at(step: int, words: list[str], out: Path, limit: float = 300, tries: int = 3) -> tuple[pd.DataFrame, int]:
+def kill_at(step: int, words: list[str], out: Path, limit: float = 300, tries: int = 3, gpus: bool = False) -> tuple[pd.DataFrame, int]:
     """Start a run and kill all its processes while it writes the checkpoint of ``step`` (or as soon after as is noticed).
 
     A run that ends before it could be killed is deleted and started again.
@@ -185,6 +190,7 @@ def kill_at(step: int, words: list[str], out: Path, limit: float = 300, tries: i
         words, out: the command and its folder.
         limit: seconds in which the step must be reached.
         tries: starts in all.
+        gpus: see `launch`.
 
     Returns:
         The steps logged when it died, and the number of processes that were killed.
@@ -195,7 +201,7 @@ def kill_at(step: int, words: list[str], out: Path, limit: float = 300, tries: i
     for _ in range(tries):
         shutil.rmtree(out, ignore_errors=True)
         began, target = time.monotonic(), out / f"checkpoint-{step}"
-        with launch(words, out) as process:
+        with launch(words, out, gpus=gpus) as process:
             while not target.is_dir() and process.poll() is None and time.monotonic() - began < limit:
                 time.sleep(0.002)
             if process.poll() is None and target.is_dir():

@@ -112,13 +112,14 @@ def simulate(plan: Plan, world_size: int, cost: StepCost, balance: bool = True) 
     return Simulation(seconds, float(1 - dealt.cost.sum() / (seconds * world_size)), table)
 
 
-def measure(model, packs: list[list[int]], repeats: int = 1, seed: int = 0) -> pd.DataFrame:
-    """Time forward and backward passes of a model over packs of random tokens, one document in four a target.
+def measure(model, packs: list[list[int]], repeats: int = 1, seed: int = 0, all_targets: bool = False) -> pd.DataFrame:
+    """Time forward and backward passes of a model over packs of random tokens, the last quarter of every document targets.
 
     Args:
         model: a causal model, switched to the packed attention; its gradients are dropped.
         packs: document lengths of each pack to time; a first, untimed pass over the smallest warms up.
         repeats: timed passes a pack; the median is kept.
+        all_targets: every token is a target, not the last quarter.
 
     Returns:
         A row a pack: documents, longest, slots, squares, seconds, peak_gib (CUDA only, else NaN).
@@ -137,7 +138,7 @@ def measure(model, packs: list[list[int]], repeats: int = 1, seed: int = 0) -> p
     cuda, rows = device.type == "cuda", []
     for k, lengths in enumerate(tqdm([min(packs, key=sum), *packs], desc="timing packs", leave=False)):
         ids = [rng.integers(10, model.config.vocab_size, n) for n in lengths]
-        store = [(x, np.where(np.arange(len(x)) * 4 >= 3 * len(x), x, -100)) for x in ids]
+        store = [(x, x if all_targets else np.where(np.arange(len(x)) * 4 >= 3 * len(x), x, -100)) for x in ids]
         lines = pd.DataFrame({"row": range(len(ids)), "length": lengths, "offset": np.cumsum([0, *lengths[:-1]])})
         batch = {name: v.to(device) if hasattr(v, "to") else v for name, v in collate(lines, store).items()}
         seconds = []

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from longalign_lib.train.cost import StepCost, simulate
-from longalign_lib.train.plan import build_plan
+from longalign_lib.train.plan import Plan, build_plan
 
 MODELS = {  # published configurations: ChatGLM3-6B, Llama-2-7B, Llama-2-13B
     "6B": {"hidden_size": 4096, "intermediate_size": 13_696, "num_hidden_layers": 28, "num_attention_heads": 32,
@@ -50,6 +50,24 @@ def mix(rows: int, seed: int = 0, capacity: int = 65_536, long: str = "uniform")
     if long == "log-uniform":
         tail = np.exp(rng.uniform(np.log(8192), np.log(capacity), rows)).astype(np.int64)
     return np.where(rng.random(rows) < 0.1, tail, short)
+
+
+def four_plans(lengths, capacity: int = 65_536, packs_per_step: int = 8, ranks: int = 8, seed: int = 0) -> dict[str, Plan]:
+    """Naive, sorted, packed and balanced plans that take about the same number of steps, as the paper compares them.
+
+    Args:
+        lengths: int[n], at most ``capacity``.
+        packs_per_step: packs of a step of the packed and balanced plans; the padded ones take, of one row a pack, as many
+            as make about as many steps, a multiple of ``ranks``.
+        ranks: ranks that every plan can be dealt to, and each of their divisors.
+
+    Returns:
+        method -> plan, in that order.
+    """
+    common = dict(capacity=capacity, seed=seed, max_ranks=ranks)
+    packs = {m: build_plan(lengths, method=m, packs_per_step=packs_per_step, **common) for m in ("packed", "balanced")}
+    rows_a_step = max(1, round(len(lengths) / len(packs["packed"].steps()) / ranks)) * ranks
+    return {m: build_plan(lengths, method=m, packs_per_step=rows_a_step, **common) for m in ("naive", "sorted")} | packs
 
 
 def pack_cost(model: str, layer: StepCost, head: StepCost, slower: float) -> StepCost:
