@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from multi_gpu_worker import BACKENDS, RANKS
+from multi_gpu_worker import ALLOCATOR, BACKENDS, RANKS
 
 from longalign_lib.course import cores, killing
 from longalign_lib.course.results import write_result
@@ -116,17 +117,18 @@ def resumed(args, world: int) -> None:
             order = [killing.command(data, out.with_name(f"{out.name}_{k}"), n, config, seed=args.seed, packs=RANKS)
                      for k, n in (("whole", world), ("killed", world), ("killed", to))]  # fmt: skip
             whole, died = (out.with_name(f"{out.name}_{k}") for k in ("whole", "killed"))
-            if (died / "checkpoint-3").exists() or (whole / "log.jsonl").exists():  # of a rerun that was itself cut off
-                import shutil
-
-                shutil.rmtree(died, ignore_errors=True)
-                shutil.rmtree(whole, ignore_errors=True)
-            log, _ = killing.finish(order[0], whole, gpus=gpus)
-            before, processes = killing.kill_at(3, order[1], died, gpus=gpus)
-            after, _ = killing.finish(order[2], died, gpus=gpus)
-            row = {"table": "resume", "world": world, "backend": backend, "model": "34k weights", "to": to, "steps": len(log),
-                   "killed_after_step": int(before.step.max()) if len(before) else 0, "processes_killed": processes,
-                   "largest_difference": killing.largest_difference(log, after)}  # fmt: skip
+            for left_over in (whole, died):  # of a run of this script that was itself cut off
+                shutil.rmtree(left_over, ignore_errors=True)
+            row = {"table": "resume", "world": world, "backend": backend, "model": "34k weights", "to": to}
+            try:
+                log, _ = killing.finish(order[0], whole, gpus=gpus)
+                before, processes = killing.kill_at(3, order[1], died, gpus=gpus)
+                after, _ = killing.finish(order[2], died, gpus=gpus)
+                row |= {"steps": len(log), "killed_after_step": int(before.step.max()) if len(before) else 0,
+                        "processes_killed": processes, "largest_difference": killing.largest_difference(log, after)}  # fmt: skip
+            except (RuntimeError, ValueError) as error:
+                print(error, flush=True)
+                row["failed"] = str(error).splitlines()[0][:200]
             with open(args.folder / "rows.jsonl", "a", encoding="utf8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -170,6 +172,7 @@ def main() -> None:
         raise SystemExit(f"{max(worlds)} ranks need as many GPUs, here are {gpus}: leave the larger numbers out of --worlds")
     if any(RANKS % w for w in worlds):
         raise SystemExit(f"--worlds {worlds}: each must divide the {RANKS} packs of a step")
+    os.environ.setdefault(ALLOCATOR, "expandable_segments:True")  # packs of ever new sizes break fixed segments to pieces
     for name, value in MULTICAST_OFF.items():
         os.environ[name] = value
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ MODELS = {
 BACKENDS = ("ddp", "zero3")
 RANKS = 8  # most ranks that the plans are balanced for; a step has as many packs
 GRADIENT_WINDOW = 16_384
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
 class RandomRows:
@@ -221,9 +222,12 @@ class Launch:
         for world in worlds:
             self.write({"table": "waiting", **case, "ranks": world, "timed_on": self.world,
                         **waiting(plan, method, world, seconds, config, self.recompute)})  # fmt: skip
+        if self.cuda:
+            torch.cuda.reset_accumulated_memory_stats()
         trainer, clock = self.trainer(plan, method, lengths, bf16=self.cuda), Clock()
         trainer.add_callback(clock)
         trainer.train()
+        held = torch.cuda.memory_stats() if self.cuda else {}
         peak = torch.tensor(torch.cuda.max_memory_allocated() / 2**30 if self.cuda else float("nan"))
         walls = torch.tensor(np.diff(clock.marks))
         if self.world > 1:
@@ -237,7 +241,8 @@ class Launch:
                     "step_seconds": [round(x, 5) for x in walls.tolist()], "tokens_per_second": float(tokens[1:].sum() / walls[1:].sum()),
                     "critical_seconds": [round(x, 5) for x in critical.tolist()],
                     "beside_packs": float(1 - critical[1:].sum() / walls[1:].sum()), "peak_gib": float(peak),
-                    "fill": float(plan.fill())})  # fmt: skip
+                    "fill": float(plan.fill()), "reserved_gib": held.get("reserved_bytes.all.peak", 0) / 2**30,
+                    "allocation_retries": held.get("num_alloc_retries"), "allocator": os.environ.get(ALLOCATOR, "default")})  # fmt: skip
         drop(trainer)
 
     def gradient(self, kind: str) -> None:

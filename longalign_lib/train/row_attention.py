@@ -52,7 +52,8 @@ def sdpa(q, k, v, mask, scaling: float | None, dropout: float, causal: bool = Fa
     otherwise in memory than the output, as in chunks of a document; and cuDNN plans anew for every new length.
     """
     repeat = q.shape[1] // k.shape[1]
-    if mask is not None and repeat > 1 and q.is_cuda:  # no kernel on CUDA takes a mask and fewer key heads
+    # no kernel on CUDA takes fewer key heads with a mask or in float32: torch would hold all T x T scores instead
+    if repeat > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32):
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     with sdpa_kernel(NOT_CUDNN) if q.is_cuda else contextlib.nullcontext():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling,
