@@ -19,8 +19,11 @@ C x V, and for 16-bit weights one float32 V x D. Cost: four products of N x D x 
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 import weakref
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -270,7 +273,7 @@ def measure(way: str = "chunked", n: int = 4096, d: int = 576, v: int = 49152, *
     """Median seconds of forward and backward, peak MiB beside the inputs, and loss and gradient norms to compare ways by.
 
     Ways: "plain" makes all logits, "chunked" takes ``chunk``, "torch" is torch 2.13's F.linear_cross_entropy and takes what its
-    LinearCrossEntropyOptions take. The peak is CUDA's allocator's, else the process's (Linux).
+    LinearCrossEntropyOptions take. The peak is torch's allocator's.
     """
     make, cuda, seconds = torch.Generator(device).manual_seed(0), torch.device(device).type == "cuda", []
     hidden = torch.randn(n, d, generator=make, device=device).to(dtype).requires_grad_()
@@ -280,21 +283,34 @@ def measure(way: str = "chunked", n: int = 4096, d: int = 576, v: int = 49152, *
             "chunked": lambda: chunked_cross_entropy(hidden, weight, labels, **options),
             "torch": lambda: F.linear_cross_entropy(hidden, weight, labels, reduction="none",
                                                     options=torch.nn.LinearCrossEntropyOptions(**options))}  # fmt: skip
-    for _ in range(repeats + 1):  # the first run warms up
+
+    def once() -> torch.Tensor:
         hidden.grad = weight.grad = None
-        before, start = _peak(cuda, reset=True), time.perf_counter()
         loss = (ways[way]() * weights).sum()
         loss.backward()
-        peak = _peak(cuda) - before  # waits for CUDA
+        torch.cuda.synchronize() if cuda else None
+        return loss
+
+    peak = _peak_bytes(once, cuda)  # warms up, too
+    for _ in range(repeats):
+        start = time.perf_counter()
+        loss = once()
         seconds.append(time.perf_counter() - start)
-    return {"way": way, "seconds": sorted(seconds[1:])[repeats // 2], "peak_mib": peak / 2**20, "loss": loss.item(),
+    return {"way": way, "seconds": sorted(seconds)[repeats // 2], "peak_mib": peak / 2**20, "loss": loss.item(),
             "of_hidden": hidden.grad.double().norm().item(), "of_weight": weight.grad.double().norm().item()}  # fmt: skip
 
 
-def _peak(cuda: bool, reset: bool = False) -> int:
+def _peak_bytes(run, cuda: bool) -> int:
+    """Most bytes that torch's allocator holds during ``run()`` beyond what it held before; what the process keeps does not count."""
     if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats() if reset else None
-        return torch.cuda.max_memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5") if reset else None
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        seen.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf8"))["traceEvents"]
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate((size for _, size in moves), initial=0))
