@@ -13,8 +13,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
+from longalign_lib.train.packing import whole_lengths
 from longalign_lib.train.plan import Plan, PlanError, assign
-from longalign_lib.train.rows import whole_lengths
 from longalign_lib.train.weights import plan_weights
 
 EDGES = (1024, 4096, 8192, 16384, 32768)
@@ -30,7 +30,8 @@ def audit(plan: Plan, lengths, fates: pd.DataFrame | None = None) -> dict:
             add up to every row's length in each epoch.
 
     Raises:
-        PlanError: a row is missing, twice, or unknown; documents overlap; a pack is over capacity, or in two steps.
+        PlanError: a row is missing, twice, or unknown, or in an epoch that the plan has not; it has more targets than tokens;
+            documents overlap; a pack is over capacity, or in two steps; a step is too large, or its number is missing.
     """
     t, lengths = plan.table, whole_lengths(lengths)
     row, start, length, pack = (t[c].to_numpy() for c in ("row", "start", "length", "pack"))
@@ -41,8 +42,13 @@ def audit(plan: Plan, lengths, fates: pd.DataFrame | None = None) -> dict:
     if beyond.size:
         i = beyond[0]
         raise PlanError(f"row {row[i]}: the plan has tokens {start[i]}..{start[i] + length[i]}, the data 0..{lengths[row[i]]}")
+    off = np.flatnonzero((t.epoch < 0) | (t.epoch >= plan.epochs))
+    if off.size:
+        raise PlanError(f"row {row[off[0]]} is in epoch {t.epoch.iloc[off[0]]}, and the plan has {plan.epochs} from 0 on")
     lost = np.zeros(lengths.size)
     if fates is not None:
+        if not fates.row.between(0, lengths.size - 1).all():
+            raise PlanError(f"fates tell of rows {fates.row.min()}..{fates.row.max()} but the data has rows 0..{lengths.size - 1}")
         lost += np.bincount(fates.row, weights=fates.tokens_lost, minlength=lengths.size)
     for epoch in range(plan.epochs):
         now = np.flatnonzero((t.epoch == epoch).to_numpy())
@@ -56,11 +62,20 @@ def audit(plan: Plan, lengths, fates: pd.DataFrame | None = None) -> dict:
             r = off[0]
             raise PlanError(f"epoch {epoch}: of row {r}'s {lengths[r]} tokens {held[r]:.0f} are in the plan and {lost[r]:.0f} "
                             f"recorded as lost; rows must be there once an epoch ({off.size} such)")  # fmt: skip
+    off = np.flatnonzero((t.targets < 0) | (t.targets >= length))
+    if off.size:
+        i = off[0]
+        raise PlanError(f"row {row[i]}: {t.targets.iloc[i]} targets in {length[i]} tokens; the first token is never one")
     order = np.lexsort((t.offset, pack))
     end = t.offset.to_numpy(np.int64)[order] + length[order]
     clash = np.flatnonzero((pack[order][1:] == pack[order][:-1]) & (t.offset.to_numpy()[order][1:] < end[:-1]))
     if clash.size:
         raise PlanError(f"row {row[order][clash[0]]} overlaps its neighbour in pack {pack[order][clash[0]]}")
+    outside = np.flatnonzero((end > plan.capacity) | (end - length[order] < 0))
+    if outside.size:
+        i = order[outside[0]]
+        raise PlanError(f"row {row[i]} lies at {t.offset.iloc[i]}..{t.offset.iloc[i] + int(length[i])} of pack {pack[i]}, outside its "
+                        f"capacity {plan.capacity}")  # fmt: skip
     packs = plan.packs()
     over = packs[packs.slots > plan.capacity]
     if len(over):
@@ -71,6 +86,9 @@ def audit(plan: Plan, lengths, fates: pd.DataFrame | None = None) -> dict:
     steps = plan.steps()
     if (steps.packs > plan.packs_per_step).any():
         raise PlanError(f"step {steps.step[steps.packs > plan.packs_per_step].iloc[0]} has more than {plan.packs_per_step} packs")
+    numbers = steps.step.to_numpy()
+    if numbers[-1] - numbers[0] + 1 != len(numbers):
+        raise PlanError(f"steps {numbers[0]}..{numbers[-1]} are numbered with gaps: there are only {len(numbers)}")
     present = np.zeros(lengths.size, dtype=bool)
     present[row] = True
     return {"method": plan.method, "rows": len(t), "left_out": int((~present).sum()), "tokens_lost": int(lost.sum()),

@@ -10,8 +10,14 @@ needs NumPy and nothing else: copy it whole.
                          they meet, not over rows: 1,000,000 rows in 0.2 s
     cost_balanced        as few packs as best fit, and the packs' costs (attention work) as level as rows allow; O(n log m)
 
-The multiset of pack loads depends on the multiset of lengths alone (next_fit: on their order too). Rows over the capacity
-are the plan's business: here they are an error.
+The multiset of pack loads depends on the multiset of lengths alone (next_fit: on their order too). Rows over the capacity are
+an error here: cut, split or drop them first. From numbers to packs, and why in random order: packs are numbered as they are
+opened, those with the longest rows first.
+
+    packs = best_fit_decreasing([len(ids) for ids in rows], 8192)          # int64[n]
+    members = rows_by_pack(packs)                                          # a list of arrays of row numbers
+    for k in np.random.default_rng(seed).permutation(len(members)):
+        train_on(np.concatenate([rows[i] for i in members[k]]))            # with attention kept inside each row
 """
 
 from __future__ import annotations
@@ -22,26 +28,50 @@ import heapq
 import numpy as np
 
 
+def whole_lengths(lengths) -> np.ndarray:
+    """Return ``lengths`` as int64[n]; ValueError names the first entry that is no count of tokens."""
+    try:
+        values = np.asarray(lengths)
+    except ValueError:  # rows of tokens of different length
+        values = np.empty((0, 0))
+    if values.ndim != 1:
+        raise ValueError(f"lengths must be one-dimensional, a number of tokens for each row (a list or an array), got "
+                         f"shape {values.shape} of a {type(lengths).__name__}")  # fmt: skip
+    if values.size and not np.issubdtype(values.dtype, np.integer):
+        odd = next((f"row {i} is {x!r}" for i, x in enumerate(values.tolist()) if type(x) is not int), "a number is too large")
+        raise ValueError(f"lengths must be whole numbers of tokens, got dtype {values.dtype} ({odd})")
+    whole = values.astype(np.int64)
+    if (whole < 0).any():
+        row = int(np.flatnonzero(whole < 0)[0])
+        raise ValueError(f"row {row} has {int(values[row])} tokens: lengths are counts, from 0 to 2^63 - 1")
+    return whole
+
+
+def whole_number(name: str, value, most: int = 2**63 - 1) -> int:
+    """Return ``value`` as an int; ValueError unless it is a whole number, at least 1 and at most ``most``."""
+    try:
+        good = not isinstance(value, bool | np.bool_ | str) and int(value) == value and 1 <= value <= most
+    except (TypeError, ValueError, OverflowError):  # None, NaN, infinity, a list
+        good = False
+    if not good:
+        raise ValueError(f"{name} must be a whole number {'>= 1' if most == 2**63 - 1 else f'in 1..{most}'}, got {value!r}")
+    return int(value)
+
+
 def check_lengths(lengths, capacity: int, names=None) -> np.ndarray:
     """Return ``lengths`` as int64[n]; raise ValueError naming the first row that is empty, longer than capacity, or no number.
 
     ``names`` are the row numbers to name, 0..n-1 by default.
     """
-    lengths = np.asarray(lengths)
-    if lengths.ndim != 1:
-        raise ValueError(f"lengths must be one-dimensional, got shape {lengths.shape}")
-    if lengths.size and not np.issubdtype(lengths.dtype, np.integer):
-        raise ValueError(f"lengths must be whole numbers of tokens, got dtype {lengths.dtype}")
-    if isinstance(capacity, bool) or int(capacity) != capacity or capacity < 1:
-        raise ValueError(f"capacity must be a whole number of tokens >= 1, got {capacity!r}")
+    lengths, capacity = whole_lengths(lengths), whole_number("capacity", capacity)
     bad = np.flatnonzero((lengths < 1) | (lengths > capacity))
     if bad.size:
         row = int(bad[0] if names is None else names[bad[0]])
         raise ValueError(
             f"row {row} has {int(lengths[bad[0]])} tokens, outside 1..{capacity} ({bad.size} such rows): "
-            "cut, split or drop them first (rows.fit_rows), or raise the capacity"
+            "cut, split or leave them out first, or raise the capacity"
         )
-    return lengths.astype(np.int64)
+    return lengths
 
 
 def next_fit(lengths, capacity: int) -> np.ndarray:
@@ -144,8 +174,8 @@ def best_fit_decreasing(lengths, capacity: int, rooms=None) -> np.ndarray:
             summary ^= 1 << (room >> shift)
 
     for pack, room in enumerate([] if rooms is None else np.asarray(rooms).tolist()):
-        if not 0 <= room <= capacity:
-            raise ValueError(f"rooms[{pack}] is {room}, outside 0..{capacity}")
+        if type(room) is not int or not 0 <= room <= capacity:
+            raise ValueError(f"rooms[{pack}] is {room}, no whole number in 0..{capacity}")
         add(room, [pack])
         packs += 1
     for length, count in zip(present.tolist(), counts.tolist(), strict=True):
@@ -207,7 +237,7 @@ def cost_balanced(lengths, capacity: int, cost=None, tail: float = 0.005, slack:
 
     Besides the costs it levels the number of rows in a pack: best fit puts the short rows together into the last packs, 800
     of them in one, where here every pack gets some. A loss that divides by each step's own number of sequences is therefore
-    far less biased (see `audit.weight_shares`).
+    far less biased towards long rows.
 
     Args:
         lengths: int[n], tokens a row, in any order.
@@ -228,6 +258,8 @@ def cost_balanced(lengths, capacity: int, cost=None, tail: float = 0.005, slack:
     costs = np.asarray(lengths * (lengths / 2 + 24_576) if cost is None else cost(lengths), dtype=float)
     if costs.shape != lengths.shape or not np.isfinite(costs).all():
         raise ValueError(f"cost must give one finite number a row, got shape {costs.shape} for {lengths.shape}")
+    if not (0 <= tail <= 1 and slack >= 0):
+        raise ValueError(f"tail is a share of tokens in 0..1 and slack a share of packs >= 0, got {tail!r} and {slack!r}")
     before = np.cumsum(lengths[order])
     early = int(np.searchsorted(before, (1 - tail) * before[-1]))
     count = int(fewest.max()) + 1
@@ -262,7 +294,7 @@ def cost_balanced(lengths, capacity: int, cost=None, tail: float = 0.005, slack:
 
 def radix_argsort(keys) -> np.ndarray:
     """Stable ``argsort`` of whole numbers >= 0, 16 bits a pass (NumPy sorts 16 bits by counting): 5 times faster."""
-    keys = np.asarray(keys)
+    keys = np.asarray(keys, dtype=np.int64)
     order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
     while keys.size and int(keys.max()) > 0xFFFF:
         keys = keys >> 16
@@ -289,8 +321,15 @@ def _spread(order: np.ndarray, into: list[int], takes: list[int]) -> np.ndarray:
 
 def pack_loads(lengths, packs) -> np.ndarray:
     """Tokens in every pack, int64[number of packs]."""
-    packs = np.asarray(packs)
+    packs = np.asarray(packs, dtype=np.int64)
     return np.bincount(packs, weights=np.asarray(lengths), minlength=int(packs.max(initial=-1)) + 1).astype(np.int64)
+
+
+def rows_by_pack(packs) -> list[np.ndarray]:
+    """Row numbers of every pack, ascending in each: ``rows_by_pack([1, 0, 1])`` is ``[array([1]), array([0, 2])]``."""
+    packs = np.asarray(packs, dtype=np.int64)
+    ends = np.cumsum(np.bincount(packs))
+    return np.split(radix_argsort(packs), ends[:-1]) if packs.size else []
 
 
 def lower_bound(lengths, capacity: int) -> int:

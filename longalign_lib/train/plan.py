@@ -20,18 +20,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from longalign_lib.files import whole
-from longalign_lib.train.packing import ALGORITHMS, check_lengths, radix_argsort
+from longalign_lib.train.packing import ALGORITHMS, check_lengths, radix_argsort, whole_lengths, whole_number
 
 METHODS = ("naive", "sorted", "packed", "balanced")
 COLUMNS = {"epoch": np.int16, "step": np.int32, "pack": np.int32, "offset": np.int32, "row": np.int64,
            "start": np.int32, "length": np.int32, "targets": np.int32}  # fmt: skip
+MOST_EPOCHS = 2**15 - 1
 LARGEST = 2**31 - 1  # attention kernels count the tokens of a pack in 32 bits
 
 
@@ -103,7 +105,7 @@ class Plan:
         import pyarrow.parquet as pq
 
         path = Path(path)
-        facts = {k: v for k, v in asdict(self).items() if k != "table"}
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "table"}
         arrow = pa.Table.from_pandas(self.table, preserve_index=False)
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"longalign_plan": json.dumps(facts)})
         with whole(path) as half:
@@ -130,7 +132,7 @@ def pair_work(lengths) -> np.ndarray:
 def build_plan(
     lengths, targets=None, *, method: str, capacity: int, packs_per_step: int, rows_per_pack: int = 1,
     max_ranks: int | None = None, seed: int = 0, epochs: int = 1, algorithm: str | None = None,
-    cost: Callable[[np.ndarray], np.ndarray] = pair_work, pool: int | None = None,
+    cost: Callable[[np.ndarray], np.ndarray] | None = None, pool: int | None = None,
 ) -> Plan:  # fmt: skip
     """Make a plan.
 
@@ -145,7 +147,8 @@ def build_plan(
         seed, epochs: every epoch is drawn anew from ``(seed, epoch)``.
         algorithm: a name in `packing.ALGORITHMS`; by default "best_fit_decreasing" for "packed", "cost_balanced" for
             "balanced".
-        cost: lengths -> work of each sequence, for "balanced".
+        cost: lengths -> work of each sequence, for "balanced": what packs are levelled in and sorted by. By default they are
+            sorted by attention work (`pair_work`) and filled by `cost_balanced`'s own default, which adds linear work.
         pool: how many steps' packs, drawn at random, "balanced" sorts by cost together. The whole epoch (None) waits
             least; 1 mixes most, so that M differs least from step to step. `audit.report` shows both.
 
@@ -154,11 +157,14 @@ def build_plan(
     """
     if isinstance(lengths, pd.DataFrame):
         pieces = lengths
+        missing = [c for c in ("row", "start", "length", "targets") if c not in pieces]
+        if missing:
+            raise ValueError(f"a frame of pieces lacks columns {missing}: give what rows.fit_rows returns, or lengths alone")
         if targets is not None:
             raise ValueError("pieces carry their own targets: give fit_rows a targets_of, not build_plan targets")
         rows, starts, lengths, targets = (pieces[c].to_numpy() for c in ("row", "start", "length", "targets"))
     else:
-        lengths = np.asarray(lengths)
+        lengths = whole_lengths(lengths)
         rows, starts = np.arange(lengths.size), np.zeros(lengths.size, dtype=np.int64)
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
@@ -166,19 +172,27 @@ def build_plan(
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
     max_ranks = packs_per_step if max_ranks is None else max_ranks
-    counts = dict(capacity=capacity, packs_per_step=packs_per_step, rows_per_pack=rows_per_pack, max_ranks=max_ranks, epochs=epochs)
-    for name, value in (counts | ({} if pool is None else {"pool": pool})).items():
-        if isinstance(value, bool) or int(value) != value or not 1 <= value <= LARGEST:
-            raise ValueError(f"{name} must be a whole number in 1..{LARGEST}, got {value!r}")
+    counts = dict(capacity=capacity, packs_per_step=packs_per_step, rows_per_pack=rows_per_pack, max_ranks=max_ranks)
+    capacity, packs_per_step, rows_per_pack, max_ranks = (whole_number(k, v, LARGEST) for k, v in counts.items())
+    epochs, pool = whole_number("epochs", epochs, MOST_EPOCHS), None if pool is None else whole_number("pool", pool, LARGEST)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed!r}")
     if packs_per_step % max_ranks:
         raise ValueError(f"packs_per_step {packs_per_step} is no multiple of max_ranks {max_ranks}")
     targets = np.maximum(lengths - 1, 0) if targets is None else np.asarray(targets)
+    if targets.size and not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(f"targets must be whole numbers of tokens, got dtype {targets.dtype}")
     if targets.shape != lengths.shape:
         raise ValueError(f"targets has shape {targets.shape}, lengths has {lengths.shape}: give one number a row")
     here = np.flatnonzero(lengths != 0)
     held = check_lengths(lengths[here], capacity, here)
     if not here.size:
         raise ValueError("no row has a token: there is nothing to plan")
+    far = np.flatnonzero(starts[here] > LARGEST - capacity)
+    if far.size:
+        row = rows[here[far[0]]]
+        raise ValueError(f"row {row} has a piece from token {starts[here[far[0]]]} on, and a plan counts tokens of a row up to "
+                         f"{LARGEST}: cut such a document into several rows")  # fmt: skip
     off = np.flatnonzero((targets[here] >= held) | (targets[here] < 0))
     if off.size:
         row = int(here[off[0]])
@@ -210,8 +224,8 @@ def build_plan(
         step, pack = step + len(sizes), pack + len(spans)
     table = pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()})
     packed = method in ("packed", "balanced")
-    return Plan(table, method, int(capacity), int(packs_per_step), int(rows.max()) + 1, int(rows_per_pack), int(max_ranks),
-                int(seed), int(epochs), algorithm if packed else "", pool if method == "balanced" else None)  # fmt: skip
+    return Plan(table, method, capacity, packs_per_step, int(rows.max()) + 1, rows_per_pack, max_ranks, int(seed), epochs,
+                algorithm if packed else "", pool if method == "balanced" else None)  # fmt: skip
 
 
 def _even(items: int, most: int) -> np.ndarray:
@@ -234,12 +248,16 @@ def _epoch(lengths, method, capacity, per_step, rows_per_pack, ranks, algorithm,
         new_order = np.concatenate([np.arange(ends[s] - sizes[s], ends[s]) for s in steps])
         sizes = sizes[steps]
     else:
-        of_row = ALGORITHMS[algorithm](lengths, capacity)
+        fill = ALGORITHMS[algorithm]
+        of_row = (partial(fill, cost=cost) if cost and algorithm == "cost_balanced" else fill)(lengths, capacity)
         packs = int(of_row.max()) + 1
         if method == "packed":
             new_order, sizes = rng.permutation(packs), _even(packs, per_step)
         else:
-            costs = np.bincount(of_row, weights=cost(lengths))
+            work = np.asarray((cost or pair_work)(lengths), dtype=float)
+            if work.shape != lengths.shape or not np.isfinite(work).all():
+                raise ValueError(f"cost must give one finite number a row, got shape {work.shape} for {lengths.shape}")
+            costs = np.bincount(of_row, weights=work)
             new_order, sizes = _balanced_order(costs, np.bincount(of_row), per_step, ranks, pool, rng)
     place = np.empty(packs, dtype=np.int64)
     place[new_order] = np.arange(packs)
@@ -289,9 +307,10 @@ def assign(plan: Plan, world_size: int, balance: bool = True, cost: Callable | N
     Returns:
         A row a pack: step, pack, micro, rank, cost. A short step leaves ranks without a pack in its last micro-step.
     """
-    if isinstance(world_size, bool) or world_size < 1 or plan.packs_per_step % world_size:
+    whole = isinstance(world_size, int | np.integer) and not isinstance(world_size, bool)
+    if not whole or world_size < 1 or plan.packs_per_step % world_size:
         fits = [w for w in range(1, plan.packs_per_step + 1) if plan.packs_per_step % w == 0]
-        raise ValueError(f"{plan.packs_per_step} packs a step cannot be dealt to {world_size} ranks; use one of {fits}")
+        raise ValueError(f"{plan.packs_per_step} packs a step cannot be dealt to {world_size!r} ranks; use one of {fits}")
     packs = plan.packs()
     packs["cost"] = packs.squares / 2 if cost is None else np.asarray(cost(packs), dtype=float)
     dealt = packs.sort_values(["step", "cost", "pack"], ascending=[True, False, True]) if balance else packs

@@ -18,21 +18,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from longalign_lib.train.packing import whole_lengths, whole_number
+
 OVER_LONG = ("truncate", "split", "drop", "error")
-
-
-def whole_lengths(lengths) -> np.ndarray:
-    """Return ``lengths`` as int64[n]; ValueError names the first entry that is no count of tokens."""
-    values = np.asarray(lengths)
-    if values.ndim != 1:
-        raise ValueError(f"lengths must be one-dimensional, got shape {values.shape}")
-    if values.size and not np.issubdtype(values.dtype, np.integer):
-        odd = next((f"row {i} is {x!r}" for i, x in enumerate(values.tolist()) if type(x) is not int), "")
-        raise ValueError(f"lengths must be whole numbers of tokens, got dtype {values.dtype} ({odd})")
-    if (values < 0).any():
-        row = int(np.flatnonzero(values < 0)[0])
-        raise ValueError(f"row {row} has {int(values[row])} tokens: lengths are counts, 0 or more")
-    return values.astype(np.int64)
 
 
 def fit_rows(
@@ -54,13 +42,13 @@ def fit_rows(
             "no target"), tokens_lost.
 
     Raises:
-        ValueError: an unknown choice, lengths that are no counts, or "error" and a row is too long (it is named).
+        ValueError: an unknown choice, lengths or a capacity that are no counts, or "error" and a row is too long (it is named).
 
     Example:
         >>> fit_rows([5, 25, 0], 10, "split")[0].to_numpy().tolist()
         [[0, 0, 5, 4], [1, 0, 10, 9], [1, 10, 10, 9], [1, 20, 5, 4]]
     """
-    lengths = whole_lengths(lengths)
+    lengths, capacity = whole_lengths(lengths), whole_number("capacity", capacity)
     if over_long not in OVER_LONG:
         raise ValueError(f"over_long {over_long!r} is not one of {', '.join(OVER_LONG)}")
     long = np.flatnonzero(lengths > capacity)

@@ -29,7 +29,11 @@ LENGTHS = np.minimum(np.exp(np.random.default_rng(0).normal(3, 1, 200)).astype(i
      (lambda t: t.assign(row=-t.row), "the data has rows 0..199"), (lambda t: t.assign(length=t.length - 1), "the plan has|recorded as lost"),
      (lambda t: t.assign(start=1), "the plan has tokens 1"), (lambda t: t.assign(offset=0), "overlaps"),
      (lambda t: t.assign(step=np.arange(len(t))), "more than one step"), (lambda t: t.assign(step=0), "more than 4 packs"),
-     (lambda t: t.assign(pack=0, offset=t.length.cumsum() - t.length), "over the capacity")],
+     (lambda t: t.assign(pack=0, offset=t.length.cumsum() - t.length), "outside its capacity 256"),
+     (lambda t: t.assign(offset=t.offset + 256), "outside its capacity 256"), (lambda t: t.assign(offset=t.offset - 1), "outside its capacity"),
+     (lambda t: pd.concat([t, t.assign(epoch=1, pack=t.pack + 999, step=t.step + 99)]), "is in epoch 1, and the plan has 1"),
+     (lambda t: t.assign(targets=t.length), "targets in .* tokens; the first token is never one"), (lambda t: t.assign(targets=-1), "-1 targets"),
+     (lambda t: t.assign(step=2 * t.step), "are numbered with gaps")],
 )  # fmt: skip
 def test_audit_finds_a_broken_plan(break_it, message):
     plan = build_plan(LENGTHS, method="packed", capacity=256, packs_per_step=4)
@@ -46,6 +50,17 @@ def test_lost_tokens_must_be_on_record():
                                                "steps": 2, "tokens": 145, "targets": 142, "fill": 145 / 200}  # fmt: skip
     with pytest.raises(PlanError, match="of row 1's 300 tokens 100 are in the plan and 0 recorded as lost"):
         audit(plan, lengths)
+    with pytest.raises(PlanError, match=r"fates tell of rows 5\.\.6 but the data has rows 0\.\.3"):
+        audit(plan, lengths, fates.assign(row=fates.row + 4))
+
+
+def test_padding_over_the_capacity_is_found():
+    plan = build_plan([10, 10, 4, 4], method="sorted", capacity=20, packs_per_step=1, rows_per_pack=2)
+    audit(plan, [10, 10, 4, 4])
+    uneven = plan.table.sort_values("row").assign(pack=[0, 1, 0, 1], offset=[0, 0, 10, 10], step=[0, 1, 0, 1])  # widths of 10
+    audit(replace(plan, table=uneven), [10, 10, 4, 4])
+    with pytest.raises(PlanError, match="pack 0 holds 20 tokens, over the capacity 19"):
+        audit(replace(plan, table=uneven, capacity=19), [10, 10, 4, 4])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,6 +19,7 @@ from longalign_lib.train.packing import (
     next_fit,
     pack_loads,
     radix_argsort,
+    rows_by_pack,
 )  # fmt: skip
 
 cases = st.integers(1, 70).flatmap(
@@ -89,7 +90,11 @@ def test_no_rows_is_no_pack():
     [([3, 11], 10, "row 1 has 11 tokens"), ([0, 3], 10, "row 0 has 0 tokens"), ([1.5], 10, "whole numbers"),
      ([[1]], 10, "one-dimensional"), ([1], 0, "capacity must be"), ([1], 1.5, "capacity must be"), ([1], True, "capacity must be"),
      ([float("nan")], 10, "whole numbers"), ([-4], 10, "row 0 has -4 tokens"), ([2**40], 2**31, "row 0 has 1099511627776 tokens"),
-     ([True], 10, "whole numbers"), (["5"], 10, "whole numbers")],
+     ([True], 10, "whole numbers"), (["5"], 10, "whole numbers"), ([3, float("nan"), 4.0], 10, r"\(row 0 is 3\.0\)"),
+     ([3, None], 10, r"\(row 1 is None\)"), ([2**64], 10, "a number is too large"), ([[1, 2], [3]], 10, "a number of tokens for each row"),
+     (None, 10, "of a NoneType"), ([3], float("nan"), "capacity must be a whole number >= 1, got nan"), ([3], None, "capacity .* got None"),
+     ([3], float("inf"), "capacity .* got inf"), ([3], "10", "capacity .* got '10'"), ([3], [10], r"capacity .* got \[10\]"),
+     ([3], np.True_, "capacity must be")],
 )  # fmt: skip
 def test_bad_input_is_named(lengths, capacity, message):
     with pytest.raises(ValueError, match=message):
@@ -104,6 +109,34 @@ def test_a_cost_that_is_no_number_is_refused():
         cost_balanced([1, 2], 5, cost=lambda x: np.array([1.0, np.nan]))
     with pytest.raises(ValueError, match="one finite number a row"):
         cost_balanced([1, 2], 5, cost=lambda x: 3.0)
+    for wrong in ({"tail": 1.5}, {"tail": -0.1}, {"tail": float("nan")}, {"slack": -1}):
+        with pytest.raises(ValueError, match="tail is a share"):
+            cost_balanced([1, 2], 5, **wrong)
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_rows_of_each_pack(packs):
+    packs = np.unique(packs, return_inverse=True)[1]  # numbered without gaps
+    assert [m.tolist() for m in rows_by_pack(packs)] == [[i for i, p in enumerate(packs) if p == k] for k in sorted(set(packs.tolist()))]
+
+
+def test_lengths_may_be_of_any_whole_type():
+    """Small and unsigned types must not overflow in differences, sums or masks."""
+    lengths = np.random.default_rng(0).integers(1, 120, 300)
+    for name, pack in ALGORITHMS.items():
+        wanted = pack(lengths, 127).tolist()
+        for kind in (np.int8, np.uint8, np.uint16, np.int32, np.uint64):
+            assert pack(lengths.astype(kind), 127).tolist() == wanted, (name, kind)
+    for kind in (np.uint8, np.int8, np.uint16):
+        assert radix_argsort(lengths.astype(kind)).tolist() == np.argsort(lengths, kind="stable").tolist()
+    assert pack_loads([], []).tolist() == [] and pack_loads(np.full(40_000, 65_536), np.zeros(40_000, int)).tolist() == [40_000 * 65_536]
+
+
+def test_more_than_two_to_the_31_tokens():
+    lengths = np.full(40_000, 65_536)
+    lengths[::2] = 65_535
+    for name, pack in ALGORITHMS.items():
+        assert int(pack(lengths, 65_536).max()) + 1 == 40_000 == lower_bound(lengths, 65_536), name
 
 
 @given(cases, st.randoms(use_true_random=False))

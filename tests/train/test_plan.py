@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longalign_lib.train.audit import audit
+from longalign_lib.train.packing import cost_balanced, pack_loads
 from longalign_lib.train.plan import METHODS, Plan, PlanError, assign, build_plan, micro_steps
 from longalign_lib.train.rows import fit_rows
 
@@ -83,6 +84,10 @@ def test_saved_and_read_again(tmp_path):
     again = Plan.load(plan.save(tmp_path / "plan.parquet"))
     pd.testing.assert_frame_equal(plan.table, again.table)
     assert (again.method, again.capacity, again.max_ranks, again.epochs) == ("balanced", 256, 2, 2)
+    odd = dict(capacity=np.int32(256), packs_per_step=np.int64(4), max_ranks=np.int8(2), seed=np.int64(3), epochs=np.int64(2), pool=np.int64(2))
+    numbers = Plan.load(build_plan(lengths_of(0), method="balanced", **odd).save(tmp_path / "numpy.parquet"))
+    pd.testing.assert_frame_equal(numbers.table, build_plan(lengths_of(0), method="balanced", **{k: int(v) for k, v in odd.items()}).table)
+    assert numbers.pool == 2 and type(numbers.seed) is int
     plan.table.to_parquet(tmp_path / "bare.parquet")
     with pytest.raises(PlanError, match=r"bare\.parquet is a Parquet file without a plan"):
         Plan.load(tmp_path / "bare.parquet")
@@ -96,7 +101,14 @@ def test_saved_and_read_again(tmp_path):
      ({"method": "naive", "rows_per_pack": 9}, "lower rows_per_pack"), ({"pool": 0}, "pool"), ({"pool": 1.5}, "pool"),
      ({"capacity": 2**31}, "capacity must be"), ({"lengths": [5, 2**31]}, "row 1 has 2147483648 tokens"),
      ({"lengths": [5.0, 30.0]}, "whole numbers"), ({"lengths": [5, float("nan")]}, "whole numbers"), ({"lengths": []}, "no row|whole"),
-     ({"lengths": [5, -3]}, "row 1 has -3 tokens"), ({"lengths": [0, 101]}, "row 1 has 101 tokens")],
+     ({"lengths": [5, -3]}, "row 1 has -3 tokens"), ({"lengths": [0, 101]}, "row 1 has 101 tokens"),
+     ({"targets": [1, float("nan")]}, "targets must be whole numbers"), ({"targets": [1.0, 2.5]}, "targets must be whole numbers"),
+     ({"capacity": float("nan")}, "capacity must be a whole number in 1..2147483647, got nan"), ({"capacity": None}, "got None"),
+     ({"seed": -1}, "seed must be a whole number >= 0, got -1"), ({"seed": 0.5}, r"seed must be .* got 0\.5"),
+     ({"epochs": 40_000}, "epochs must be a whole number in 1..32767, got 40000"), ({"lengths": [[5, 30]]}, "one-dimensional"),
+     ({"lengths": pd.DataFrame({"length": [5]})}, r"lacks columns \['row', 'start', 'targets'\]"), ({"lengths": None}, "of a NoneType"),
+     ({"method": "balanced", "cost": lambda x: 3.0}, "one finite number a row"),
+     ({"method": "balanced", "algorithm": "next_fit", "cost": lambda x: x * np.nan}, "one finite number a row")],
 )  # fmt: skip
 def test_bad_arguments_are_named(change, message):
     good = {"lengths": [5, 30], "method": "packed", "capacity": 100, "packs_per_step": 4}
@@ -106,8 +118,34 @@ def test_bad_arguments_are_named(change, message):
 
 def test_ranks_that_do_not_divide_are_refused_with_those_that_do():
     plan = build_plan(lengths_of(0), method="packed", capacity=256, packs_per_step=6)
-    with pytest.raises(ValueError, match=r"use one of \[1, 2, 3, 6\]"):
-        assign(plan, 4)
+    for ranks in (4, 0, -2, 2.0, "2", True):
+        with pytest.raises(ValueError, match=rf"to {ranks!r} ranks; use one of \[1, 2, 3, 6\]"):
+            assign(plan, ranks)
+
+
+def test_a_piece_that_begins_beyond_31_bits_is_refused_and_not_wrapped():
+    pieces, _ = fit_rows([5, 2**31 + 100], 2**29, "split")
+    with pytest.raises(ValueError, match=r"row 1 has a piece from token \d+ on, and a plan counts tokens of a row up to 2147483647"):
+        build_plan(pieces, method="packed", capacity=2**29, packs_per_step=1)
+
+
+def test_a_plan_of_more_than_two_to_the_31_tokens():
+    lengths = np.full(40_000, 65_536)
+    facts = audit(build_plan(lengths, method="packed", capacity=65_536, packs_per_step=8), lengths)
+    assert facts["tokens"] == 40_000 * 65_536 > 2**31 and facts["fill"] == 1
+
+
+def test_a_cost_of_ones_own_fills_the_packs_and_sorts_them():
+    lengths, loads = lengths_of(3, 2000), {}
+    for name, cost in (("default", None), ("cubes", lambda x: x.astype(float) ** 3), ("rows", lambda x: np.ones(len(x)))):
+        plan = build_plan(lengths, method="balanced", capacity=256, packs_per_step=4, cost=cost, seed=0)
+        loads[name] = sorted(plan.packs().tokens)
+        assert loads[name] == sorted(pack_loads(lengths, cost_balanced(lengths, 256, cost=cost))), name
+        if cost:  # four packs a step are one group: neighbours in this cost
+            of_pack = plan.table.assign(w=cost(plan.table.length.to_numpy())).groupby(["step", "pack"]).w.sum()
+            spans = of_pack.groupby("step").agg(["min", "max"]).sort_values(["min", "max"]).to_numpy()
+            assert (spans[1:, 0] >= spans[:-1, 1]).all(), name
+    assert loads["default"] != loads["cubes"] != loads["rows"]
 
 
 def test_no_short_last_step_of_a_few_rows():

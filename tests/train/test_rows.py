@@ -50,6 +50,13 @@ def test_the_four_choices():
         fit_rows([5, 300], 256, "error")
 
 
+@pytest.mark.parametrize("capacity", [0, -1, 2.5, float("nan"), None, True, "10"])
+@pytest.mark.parametrize("over_long", OVER_LONG)
+def test_a_capacity_that_is_no_count_is_named(capacity, over_long):
+    with pytest.raises(ValueError, match=f"capacity must be a whole number >= 1, got {capacity!r}"):
+        fit_rows([5, 30], capacity, over_long)
+
+
 @pytest.mark.parametrize("lengths, over_long, message", [
     ([3, -1], "drop", "row 1 has -1 tokens"), ([3, float("nan")], "drop", "row 0 is 3.0"), ([[3]], "drop", "one-dimensional"),
     ([3], "cut", "over_long 'cut' is not one of truncate, split, drop, error"), ([True], "drop", "row 0 is True"),
