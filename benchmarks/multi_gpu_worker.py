@@ -1,11 +1,12 @@
 """Started by torchrun from benchmarks/multi_gpu.py: the cases of one launch, one after the other, on every rank.
 
 ``multi_gpu_worker.py WORK.json`` reads which cases to run, appends a line a finished row to FOLDER/rows.jsonl (rank 0), and names the
-case at hand in FOLDER/current.json, so that a launch that dies says where. One model and backend a launch; a case is
+case at hand in the file that it is told, so that a launch that dies says where. One model and backend a launch; a case is
 
-    window, method      every rank first times its own packs alone, without collectives (what waiting follows from), then all
-                        train together with `LongAlignTrainer`
-    gradient, type      the gradient of one step, held against the file that the launch on one rank wrote
+    steps, window, method   every rank first times packs of its own alone, without collectives (what waiting follows from; once a
+                            model, whatever the backend), then all train together with `LongAlignTrainer`. On CUDA the last step is
+                            profiled, not timed: its kernels say how long ranks computed and waited (`multi_gpu_kernels`)
+    gradient, type          the gradient of one step, held against the file that the launch on one rank wrote
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+from multi_gpu_kernels import Profile, shares
 from throughput import SIZES
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
 
@@ -46,6 +48,7 @@ MODELS = {
 BACKENDS = ("ddp", "zero3")
 RANKS = 8  # most ranks that the plans are balanced for; a step has as many packs
 GRADIENT_WINDOW = 16_384
+ALONE = 12  # packs that a rank times alone; the others lie between them
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 
 
@@ -64,10 +67,14 @@ class RandomRows:
 
 
 class Clock(TrainerCallback):
-    """Seconds of every optimiser step, the device's work included; ``marks`` are the ends, the first the start of training."""
+    """Seconds of every optimiser step, the device's work included; ``marks`` are the ends, the first the start of training.
+
+    On CUDA the last step runs under ``profile``.
+    """
 
     def __init__(self):
         self.marks: list[float] = []
+        self.profile = Profile()
 
     def _mark(self) -> None:
         if torch.cuda.is_available():
@@ -78,9 +85,15 @@ class Clock(TrainerCallback):
         """Start."""
         self._mark()
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        """The last step is profiled."""
+        if state.global_step == state.max_steps - 1:
+            self.profile.start()
+
     def on_step_end(self, args, state, control, **kwargs):
         """A step is over; peak memory is counted from the end of the first."""
         self._mark()
+        self.profile.stop()
         if len(self.marks) == 2 and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -113,14 +126,14 @@ def idle_share(dealt: pd.DataFrame, seconds: pd.Series, world: int, wait: str = 
     return float(1 - table.seconds.sum() / (world * slowest))
 
 
-def waiting(plan: Plan, method: str, world: int, seconds: pd.Series, config, recompute: bool) -> dict:
-    """Waiting on ``world`` ranks from packs timed alone, beside what FLOPs say, and the same with fitted coefficients."""
+def waiting(plan: Plan, method: str, world: int, seconds: pd.Series, timed: list[int], config, recompute: bool) -> dict:
+    """Waiting on ``world`` ranks from packs timed alone, beside what FLOPs say, and the same with coefficients fitted to ``timed``."""
     packs = plan.packs().set_index("pack")
     counted = cost.from_config(config, 1.0, recompute)
-    fitted = cost.fit(packs.slots, packs.squares, seconds.reindex(packs.index)) if len(packs) >= 3 else counted
+    fitted = cost.fit(packs.slots[timed], packs.squares[timed], seconds[timed]) if len(timed) >= 3 else counted
     dealt = assign(plan, world, method == "balanced")
     busy = dealt.assign(seconds=dealt.pack.map(seconds)).groupby(["step", "rank"]).seconds.sum().unstack(fill_value=0.0)
-    facts = {"packs": len(packs), "slowest_over_mean": float((busy.max(axis=1) / (busy.sum(axis=1) / world)).mean())}
+    facts = {"packs": len(packs), "packs_timed": len(timed), "slowest_over_mean": float((busy.max(axis=1) / (busy.sum(axis=1) / world)).mean())}
     for name, guess in (("measured", seconds), ("from_flops", None), ("fitted", None)):
         if guess is None:
             law = counted if name == "from_flops" else fitted
@@ -177,7 +190,7 @@ class Launch:
         model = self.model(torch.bfloat16 if bf16 and self.backend == "zero3" else torch.float32)
         config = json.loads((ROOT / "configs" / "zero3.json").read_text(encoding="utf8")) if self.backend == "zero3" else None
         args = TrainingArguments(
-            output_dir=str(self.folder / "trainer"), per_device_train_batch_size=1, num_train_epochs=1,
+            output_dir=str(self.folder / f"trainer_{self.backend}_{self.world}"), per_device_train_batch_size=1, num_train_epochs=1,
             gradient_accumulation_steps=micro_steps(plan, self.world), learning_rate=1e-5, lr_scheduler_type="constant",
             adam_beta2=0.95, bf16=bf16, use_cpu=not self.cuda, logging_steps=10_000, save_strategy="no", report_to=[],
             disable_tqdm=True, gradient_checkpointing=self.recompute, deepspeed=config, ddp_find_unused_parameters=False,
@@ -186,23 +199,40 @@ class Launch:
         return LongAlignTrainer(model, args, store=RandomRows(lengths, model.config.vocab_size, self.work["seed"]), plan=plan,
                                 balance=method == "balanced")  # fmt: skip
 
-    def alone(self, plan: Plan, method: str) -> tuple[pd.Series, object]:
-        """Seconds of every pack without collectives, each timed by the rank that it is dealt to; and the model's config."""
-        dealt = assign(plan, self.world, method == "balanced")
-        mine = dealt.pack[dealt["rank"] == self.rank].tolist()
-        rows = plan.table.groupby("pack").length.apply(list)
-        if plan.padded and plan.rows_per_pack > 1:
-            raise ValueError("padded packs of several rows cannot be timed as packs of documents")
-        model = self.model(torch.bfloat16 if self.cuda and self.backend == "zero3" else torch.float32)
-        if self.recompute:
-            model.gradient_checkpointing_enable()
-        cast = self.cuda and self.backend == "ddp"
-        with torch.autocast("cuda", torch.bfloat16) if cast else contextlib.nullcontext():
-            first = max((rows[p] for p in mine), key=sum, default=[])  # once more, in front: it pays for the allocations
-            timed = cost.measure(model, [first, *(rows[p] for p in mine)], seed=self.work["seed"], all_targets=True).iloc[1:]
-        parts: list = [None] * self.world
-        dist.all_gather_object(parts, dict(zip(mine, timed.seconds.tolist(), strict=True)))
-        return pd.Series({k: v for part in parts for k, v in part.items()}), model.config
+    def alone(self, window: int, plan: Plan, method: str) -> tuple[pd.Series, list[int], object]:
+        """Seconds of every pack without collectives, the packs that were timed, and the model's config.
+
+        A rank times at most `ALONE` of the packs that it is dealt, evenly spread over their FLOPs, and the others follow
+        by linear interpolation. They are timed once a model: a file keeps them for the other backend.
+        """
+        sizes = LlamaConfig(**MODELS["tiny" if self.tiny else self.name])
+        kept = self.folder / f"alone_{self.name}_{window}_{method}_{self.world}.json"
+        packs = plan.packs().set_index("pack")
+        flops = pd.Series(cost.from_config(sizes, 1.0, self.recompute)(packs.slots, packs.squares), packs.index)
+        if not kept.is_file():
+            dealt = assign(plan, self.world, method == "balanced")
+            mine = flops[dealt.pack[dealt["rank"] == self.rank]].sort_values()
+            mine = mine.iloc[np.unique(np.linspace(0, len(mine) - 1, ALONE).round().astype(int))].index.tolist()
+            rows = plan.table.groupby("pack").length.apply(list)
+            if plan.padded and plan.rows_per_pack > 1:
+                raise ValueError("padded packs of several rows cannot be timed as packs of documents")
+            model = self.model(torch.bfloat16 if self.cuda and self.backend == "zero3" else torch.float32)
+            if self.recompute:
+                model.gradient_checkpointing_enable()
+            cast = self.cuda and self.backend == "ddp"
+            with torch.autocast("cuda", torch.bfloat16) if cast else contextlib.nullcontext():
+                largest = rows[mine[-1]]  # once more, in front: it pays for the allocations
+                timed = cost.measure(model, [largest, *(rows[p] for p in mine)], seed=self.work["seed"], all_targets=True).iloc[1:]
+            parts: list = [None] * self.world
+            dist.all_gather_object(parts, dict(zip(mine, timed.seconds.tolist(), strict=True)))
+            if self.rank == 0:
+                with whole(kept) as half:
+                    half.write_text(json.dumps({k: v for part in parts for k, v in part.items()}), encoding="utf8")
+            dist.barrier()
+        seconds = {int(k): v for k, v in json.loads(kept.read_text(encoding="utf8")).items()}
+        known = flops[list(seconds)].sort_values()
+        between = np.interp(flops, known, [seconds[p] for p in known.index])
+        return pd.Series(between, packs.index), list(seconds), sizes
 
     def write(self, *rows: dict) -> None:
         """Append rows to the file, with what all of this launch share."""
@@ -213,20 +243,21 @@ class Launch:
 
     def steps(self, window: int, method: str) -> None:
         """Time packs alone, then train; writes rows of the tables waiting and steps."""
-        lengths, plans = plans_of(window, self.work["steps"], self.work["seed"], self.work["scale"])
+        lengths, plans = plans_of(window, self.work["steps"][str(window)], self.work["seed"], self.work["scale"])
         plan = plans[method]
-        seconds, config = self.alone(plan, method)
+        seconds, timed_alone, config = self.alone(window, plan, method)
         free()
         case = {"window": window, "method": method}
-        worlds = [w for w in (1, 2, 4, RANKS) if w > 1] if self.world == 1 else [self.world]
-        for world in worlds:
+        for world in (2, 4, RANKS):
             self.write({"table": "waiting", **case, "ranks": world, "timed_on": self.world,
-                        **waiting(plan, method, world, seconds, config, self.recompute)})  # fmt: skip
+                        **waiting(plan, method, world, seconds, timed_alone, config, self.recompute)})  # fmt: skip
         if self.cuda:
             torch.cuda.reset_accumulated_memory_stats()
         trainer, clock = self.trainer(plan, method, lengths, bf16=self.cuda), Clock()
         trainer.add_callback(clock)
         trainer.train()
+        kernels: list = [None] * self.world
+        dist.all_gather_object(kernels, clock.profile.kernels())
         held = torch.cuda.memory_stats() if self.cuda else {}
         peak = torch.tensor(torch.cuda.max_memory_allocated() / 2**30 if self.cuda else float("nan"))
         walls = torch.tensor(np.diff(clock.marks))
@@ -237,10 +268,12 @@ class Launch:
         walls, tokens = walls.cpu().numpy(), plan.table.groupby("step").length.sum().to_numpy()
         wait = "micro" if self.backend == "zero3" else "step"
         critical = critical_seconds(plan, method, self.world, seconds, wait)
-        self.write({"table": "steps", **case, "recompute": self.recompute, "steps": len(walls), "tokens": int(tokens[1:].sum()),
-                    "step_seconds": [round(x, 5) for x in walls.tolist()], "tokens_per_second": float(tokens[1:].sum() / walls[1:].sum()),
+        timed = slice(1, -1 if self.cuda else None)  # the first step warms up, the last is profiled
+        self.write({"table": "steps", **case, "recompute": self.recompute, "steps": len(walls), "tokens": int(tokens[timed].sum()),
+                    "step_seconds": [round(x, 5) for x in walls.tolist()],
+                    "tokens_per_second": float(tokens[timed].sum() / walls[timed].sum()),
                     "critical_seconds": [round(x, 5) for x in critical.tolist()],
-                    "beside_packs": float(1 - critical[1:].sum() / walls[1:].sum()), "peak_gib": float(peak),
+                    "beside_packs": float(1 - critical[timed].sum() / walls[timed].sum()), **shares(kernels), "peak_gib": float(peak),
                     "fill": float(plan.fill()), "reserved_gib": held.get("reserved_bytes.all.peak", 0) / 2**30,
                     "allocation_retries": held.get("num_alloc_retries"), "allocator": os.environ.get(ALLOCATOR, "default")})  # fmt: skip
         drop(trainer)
@@ -274,12 +307,12 @@ class Launch:
             if late:
                 break
             if self.rank == 0:
-                (self.folder / "current.json").write_text(json.dumps(case), encoding="utf8")
+                Path(self.work["current"]).write_text(json.dumps(case), encoding="utf8")
                 print(f"{self.world} x {self.backend}, {self.name}: {case}", flush=True)
             getattr(self, case[0])(*case[1:])
             free()
         if self.rank == 0:
-            (self.folder / "current.json").unlink(missing_ok=True)
+            Path(self.work["current"]).unlink(missing_ok=True)
 
 
 def distance(found: dict, wanted: dict) -> float:

@@ -1,0 +1,75 @@
+"""The bench on several GPUs: what kernels say about waiting, against time counted tick by tick."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def kernels(root):
+    """benchmarks/multi_gpu_kernels.py."""
+    sys.path.insert(0, str(root / "benchmarks"))
+    try:
+        import multi_gpu_kernels
+
+        yield multi_gpu_kernels
+    finally:
+        sys.path.remove(str(root / "benchmarks"))
+
+
+def drawn(rng, n, ticks=60):
+    """Intervals of whole ticks in order of start."""
+    start = np.sort(rng.integers(0, ticks - 10, n)).astype(float)
+    return start, start + rng.integers(0, 10, n)
+
+
+def ticks_in(start, end, ticks=60):
+    """bool[ticks]: whether a tick lies in any interval."""
+    middle = np.arange(ticks) + 0.5
+    return ((start[:, None] <= middle) & (middle < end[:, None])).any(axis=0) if len(start) else np.zeros(ticks, bool)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_time_outside_of_work_is_what_ticks_say(kernels, seed):
+    rng = np.random.default_rng(seed)
+    work, moved = drawn(rng, rng.integers(0, 12)), drawn(rng, rng.integers(1, 8))
+    pieces = kernels.union(*work)
+    assert np.sum(pieces[1] - pieces[0]) == ticks_in(*work).sum()
+    assert (pieces[0][1:] > pieces[1][:-1]).all()
+    covered = ticks_in(*work)
+    wanted = [(ticks_in(moved[0][[k]], moved[1][[k]]) & ~covered).sum() for k in range(len(moved[0]))]
+    assert kernels.uncovered(*moved, pieces).tolist() == pytest.approx(wanted)
+
+
+def rank(work, collectives, wall):
+    """What a profile gives, from pairs of start and end."""
+    found = sorted([(*x, False) for x in work] + [(*x, True) for x in collectives])
+    return {"wall": wall, "start": np.array([x[0] for x in found], float), "end": np.array([x[1] for x in found], float),
+            "collective": np.array([x[2] for x in found])}  # fmt: skip
+
+
+def test_a_rank_that_is_done_early_waits_in_its_collective(kernels):
+    # both meet at 8; the transfer takes 1. One is done at 4 and spins for 4 of its 10 seconds
+    early, late = rank([(0, 4), (9, 10)], [(4, 9)], 10), rank([(0, 8), (9, 10)], [(8, 9)], 10)
+    found = kernels.shares([early, late])
+    assert found["gpu_busy"] == pytest.approx([0.5, 0.9]) and found["gpu_collectives"] == pytest.approx([0.5, 0.1])
+    assert found["gpu_nothing"] == pytest.approx([0, 0]) and found["gpu_waiting"] == pytest.approx(4 / 20)
+
+
+def test_a_transfer_behind_work_is_no_waiting_and_gaps_are_counted(kernels):
+    hidden = rank([(0, 8)], [(2, 6)], 10)
+    found = kernels.shares([hidden, hidden])
+    assert (found["gpu_waiting"], found["gpu_collectives"]) == (0, [0, 0]) and found["gpu_nothing"] == pytest.approx([0.2, 0.2])
+
+
+def test_what_cannot_be_said_is_not_said(kernels):
+    one = rank([(0, 1)], [(1, 2)], 2)
+    assert kernels.shares([None, one]) == {} and kernels.shares([one])["gpu_waiting"] is None
+    assert kernels.shares([one, rank([(0, 1)], [], 2)])["gpu_waiting"] is None  # other numbers of collectives
+    seen = kernels.Profile()
+    seen.start()
+    seen.stop()
+    assert seen.kernels() is None or len(seen.kernels()["start"]) == 0  # without CUDA, nothing is watched
