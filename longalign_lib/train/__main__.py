@@ -12,8 +12,8 @@ TrainingArguments are options, except those that the plan sets.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -78,6 +78,14 @@ def check_options(words: list[str]) -> list[str]:
     return words
 
 
+def training_options(words: list[str]) -> argparse.Namespace:
+    """transformers' own options among ``words``, typed; ValueError for a word that is none of them. Touches no device."""
+    found, unknown = HfArgumentParser(TrainingArguments).parse_known_args(words)
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)}: no such option; python -m longalign_lib.train --help lists all")
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse, plan, train, save."""
     argv = check_options(list(sys.argv[1:] if argv is None else argv))
@@ -87,32 +95,34 @@ def main(argv: list[str] | None = None) -> None:
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if "--seed" not in rest:
         rest += ["--seed", "0"]
-    words = dict(itertools.pairwise(rest))
+    options = training_options(rest)
     if recipe.rope == "none" and recipe.rope_factor != 1:
         raise ValueError(f"--rope_factor {recipe.rope_factor} without --rope: choose linear, base or yarn")
     if recipe.gpu not in PEAKS:
         raise ValueError(f"--gpu {recipe.gpu!r} is not one of {', '.join(PEAKS)}")
     store = TokenStore.load(Path(recipe.data))
-    plan, fates = plan_for(recipe, store, int(words["--seed"]))
+    plan, fates = plan_for(recipe, store, options.seed)
     ranks = recipe.gpus if recipe.dry_run and recipe.gpus else world
     facts = audit(plan, store.lengths, fates) | report(plan, ranks) | {"ranks": ranks, "micro_steps": micro_steps(plan, ranks)}
     facts["touched"] = fates.fate.value_counts().to_dict()
     if rank == 0:
-        print("plan:", json.dumps(facts), flush=True)
+        print("plan:", _json(facts), flush=True)
     if recipe.dry_run:
         if rank == 0:
-            recompute = words.get("--gradient_checkpointing", "false").lower() in ("true", "1")
-            print("predicted:", json.dumps(predict(recipe, plan, ranks, words.get("--deepspeed"), recompute)), flush=True)
+            newer = getattr(options, "activation_checkpointing", None)  # its name from transformers 5.2x on
+            recompute = bool(options.gradient_checkpointing if newer is None else newer)
+            print("predicted:", _json(predict(recipe, plan, ranks, options.deepspeed, recompute)), flush=True)
         return
     rest += ["--gradient_accumulation_steps", str(micro_steps(plan, world)), "--per_device_train_batch_size", "1",
              "--num_train_epochs", "1"]  # fmt: skip
     on_cpu = models.pick_device().type == "cpu"
     if on_cpu and "--use_cpu" not in rest:
         rest += ["--use_cpu", "true"]
-    if on_cpu and "--deepspeed" in rest:
+    if on_cpu and options.deepspeed:
         os.environ["DS_ACCELERATOR"] = "cpu"
         _deepspeed_without_compiler()
-    resume, rest = _resume(rest, plan, store, world, rank)
+    resume, changed = _resume(options, plan, store, world, rank)
+    rest += changed
     (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(rest)
     if on_cpu and args.deepspeed:  # on CUDA, accelerate does this; on the CPU DeepSpeed must be told of the processes
         import deepspeed
@@ -121,37 +131,34 @@ def main(argv: list[str] | None = None) -> None:
     train(recipe, args, store, plan, fates, resume)
 
 
-def _resume(rest: list[str], plan, store, world: int, rank: int) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from, and the options with DeepSpeed's universal loading where the ranks differ."""
-    (where, _) = _only("--output_dir", "--deepspeed").parse_known_args(rest)
-    if not where.output_dir:
+def _json(facts: dict) -> str:
+    """One line of JSON; what is not a number (a mean over no rows) is null."""
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in facts.items()}, allow_nan=False)
+
+
+def _resume(options: argparse.Namespace, plan, store, world: int, rank: int) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from, and further options: DeepSpeed's universal loading where the ranks differ."""
+    if not options.output_dir:
         raise ValueError("--output_dir is missing: name the folder for checkpoints, logs and the model")
-    out = Path(where.output_dir)
-    facts = {"plan": checkpoint.plan_fingerprint(plan), "data": checkpoint.data_fingerprint(store)}
-    found = checkpoint.find(out, facts)
+    out = Path(options.output_dir)
+    config = json.loads(Path(options.deepspeed).read_text(encoding="utf8")) if options.deepspeed else None
+    facts = {"plan": checkpoint.plan_fingerprint(plan), "data": checkpoint.data_fingerprint(store), "engine": checkpoint.engine(config)}
+    found = checkpoint.find(out, facts, say=rank == 0)
     if found is None:
-        return None, rest
+        return None, []
     before = checkpoint.read_mark(found)["ranks"]
     if rank == 0:
         print(f"resuming from {found.name} (made by {before} processes, now {world})", flush=True)
-    if where.deepspeed and before != world:
-        checkpoint.make_universal(found, rank)
-        config = json.loads(Path(where.deepspeed).read_text(encoding="utf8"))
-        config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
-        changed = out / "deepspeed_universal.json"
-        if rank == 0:
-            with whole(changed) as half:
-                half.write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
-        checkpoint.wait_for(changed, config)
-        rest = [str(changed) if before_ == "--deepspeed" else word for before_, word in zip(["", *rest], rest)]
-    return found, rest
-
-
-def _only(*names: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(name)
-    return parser
+    if config is None or before == world:
+        return found, []
+    checkpoint.make_universal(found, rank)
+    config["checkpoint"] = config.get("checkpoint", {}) | {"load_universal": True}
+    changed = out / "deepspeed_universal.json"
+    if rank == 0:
+        with whole(changed) as half:
+            half.write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")
+    checkpoint.wait_for(changed, config)
+    return found, ["--deepspeed", str(changed)]
 
 
 def _deepspeed_without_compiler() -> None:

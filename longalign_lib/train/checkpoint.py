@@ -1,11 +1,12 @@
 """Checkpoints that a run can be killed at any moment without losing: which one is whole, and does it belong to this run?
 
 A checkpoint counts from the moment its marker ``longalign.json`` is there, which is written last, after every rank is done. It
-names the step, the ranks, and fingerprints of plan and data. The plan holds the order of all samples, so the step number
-is the whole position: the same step of the same plan means the same global batches on any number of ranks.
+names the step, the ranks, the engine, and fingerprints of plan and data. The plan holds the order of all samples, so the step
+number is the whole position: the same step of the same plan means the same global batches on any number of ranks.
 
-    incomplete (no marker)        passed over; the one before it is used
+    incomplete (no marker)        passed over; the one before it is used, and its files go before the step is saved anew
     another plan or other data    refused, with what differs
+    another engine                refused: plain and each ZeRO stage keep the optimiser's state in files of their own
     DeepSpeed, other ranks        converted to a universal checkpoint first (`make_universal`), once
 
 Older checkpoints are deleted only after a newer one is marked.
@@ -54,6 +55,11 @@ def data_fingerprint(store, sample: int = 1000) -> str:
     return digest.hexdigest()
 
 
+def engine(deepspeed: dict | None) -> str:
+    """What writes a run's checkpoints: "plain" (one process or DDP), or "zero-0" to "zero-3" by a DeepSpeed configuration."""
+    return "plain" if deepspeed is None else f"zero-{deepspeed.get('zero_optimization', {}).get('stage', 0)}"
+
+
 def mark(folder: Path | str, facts: dict) -> None:
     """Declare a checkpoint whole: write its marker, in one move."""
     with whole(Path(folder) / MARKER) as half:
@@ -74,12 +80,13 @@ def checkpoints(out: Path | str) -> list[Path]:
     return sorted(found, key=lambda f: int(f.name.rpartition("-")[2]))
 
 
-def find(out: Path | str, facts: dict) -> Path | None:
+def find(out: Path | str, facts: dict, say: bool = True) -> Path | None:
     """The newest whole checkpoint of this run, or None.
 
     Args:
         out: the run's output folder.
         facts: what must agree: name -> value, such as {"plan": ..., "data": ...}.
+        say: print which ones are passed over (one rank is enough).
 
     Raises:
         ValueError: a whole checkpoint belongs to another run; the message says which fact differs.
@@ -87,7 +94,8 @@ def find(out: Path | str, facts: dict) -> Path | None:
     for folder in reversed(checkpoints(out)):
         mark_ = read_mark(folder)
         if mark_ is None:
-            print(f"{folder.name} is incomplete (the run was stopped while writing it): passed over", flush=True)
+            if say:
+                print(f"{folder.name} is incomplete (the run was stopped while writing it): passed over", flush=True)
             continue
         for name, value in facts.items():
             if mark_.get(name) != value:
@@ -99,6 +107,13 @@ def find(out: Path | str, facts: dict) -> Path | None:
     return None
 
 
+def clear(folder: Path | str) -> None:
+    """Delete what is left of a checkpoint, marker first: a step that is saved anew, perhaps by fewer ranks, mixes with nothing."""
+    (Path(folder) / MARKER).unlink(missing_ok=True)  # from here on it does not count, whatever a kill leaves of it
+    if Path(folder).is_dir():
+        shutil.rmtree(folder)
+
+
 def rotate(out: Path | str, keep: int | None) -> list[Path]:
     """Delete the oldest whole checkpoints but ``keep`` (at least one stays); incomplete ones older than a whole one go too."""
     if not keep or keep < 1:
@@ -108,8 +123,7 @@ def rotate(out: Path | str, keep: int | None) -> list[Path]:
     halves = [f for f in all_ if f not in marked and marked and all_.index(f) < all_.index(marked[-1])]
     gone = marked[:-keep] + halves
     for folder in gone:
-        (folder / MARKER).unlink(missing_ok=True)  # from here on it does not count, whatever a kill leaves of it
-        shutil.rmtree(folder)
+        clear(folder)
     return gone
 
 

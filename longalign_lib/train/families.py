@@ -92,6 +92,17 @@ def refuse(model, attention: str = NAME) -> None:
         )
 
 
+def check_window(model, plan) -> None:
+    """Raise ValueError when a document of the plan is longer than the model's window; a pack of several may be."""
+    window = getattr(text_config(unwrap(model)), "max_position_embeddings", None)
+    longest = int(plan.table.length.max())
+    if window and longest > window:
+        raise ValueError(
+            f"a row has {longest} tokens and the window of this {type(unwrap(model)).__name__} is {window}: lower --capacity (rows are "
+            f"then cut), or extend the model with --rope yarn --rope_factor {longest / window:.2f} (train.rope.extend_context)"
+        )
+
+
 def likely_causes(model, asked: dict, attention: str, documents) -> list[str]:
     """What in the call of a model usually makes the documents of a pack meet.
 

@@ -18,23 +18,12 @@ from transformers import TrainingArguments
 from longalign_lib import models
 from longalign_lib.data.tokens import TokenStore
 from longalign_lib.files import whole
-from longalign_lib.train import checkpoint, memory, speed
+from longalign_lib.train import checkpoint, families, memory, speed
 from longalign_lib.train.cost import PEAKS, from_config, simulate
 from longalign_lib.train.rope import extend_context
 
 # Shares of the data sheet's peak that layers of a 7B model reached on an H100 (results/layer_times.json)
 LINEAR_SHARE, ATTENTION_SHARE = 0.53, 0.29
-
-
-def check_window(model, plan, name: str) -> None:
-    """Raise ValueError when a row of the plan is longer than the model's window."""
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = int(plan.table.length.max())
-    if window and longest > window:
-        raise ValueError(
-            f"a row has {longest} tokens and the window of model {Path(name).name!r} is {window}: lower --capacity (rows "
-            f"are then cut), or extend the model with --rope yarn --rope_factor {longest / window:.2f}"
-        )
 
 
 def check_same_run(out: Path, settings: dict) -> None:
@@ -74,9 +63,15 @@ def predict(recipe, plan, ranks: int, deepspeed: str | None, recompute: bool) ->
     """Memory a GPU and hours of a run on ``ranks`` GPUs of the kind ``recipe.gpu``: arithmetic, nothing is loaded.
 
     Returns:
-        gpus, gpu, gib (parts and total of `memory.estimate`), hours, idle (share of rank-time), seconds_a_step.
+        gpus, gpu, gib (parts and total of `memory.estimate`), hours, idle (share of rank-time), seconds_a_step; for a model
+        whose config does not tell its sizes ``unknown``, the reason, in place of all numbers.
     """
     config = transformers.AutoConfig.from_pretrained(models.resolve(recipe.model)).get_text_config()
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    missing = [name for name in sizes if not isinstance(getattr(config, name, None), int)]
+    if missing:
+        return {"gpus": ranks, "gpu": recipe.gpu, "unknown": f"{type(config).__name__} does not tell {', '.join(missing)}: memory and "
+                                                             "time are estimated for models with the sizes of a Llama"}  # fmt: skip
     zero = json.loads(Path(deepspeed).read_text(encoding="utf8")).get("zero_optimization", {}) if deepspeed else None
     kept = memory.estimate(
         config, int(plan.packs().slots.max()), ranks=ranks, zero_stage=zero.get("stage", 0) if zero is not None else None,
@@ -106,8 +101,11 @@ def train(recipe, args: TrainingArguments, store: TokenStore, plan, fates, resum
     model = models.load_model(recipe.model, dtype=names[recipe.dtype], device="cpu")
     if recipe.rope != "none":
         model = extend_context(model, recipe.rope, recipe.rope_factor)
-    check_window(model, plan, recipe.model)
+    families.check_window(model, plan)
     model.config.use_cache = False
+    if args.save_only_model:
+        raise ValueError("--save_only_model leaves out the optimiser's state, so nothing could be continued: leave it out, or take "
+                         "--save_strategy no, which saves the model at the end alone")  # fmt: skip
     if recipe.compile_layers:
         if args.deepspeed and args.hf_deepspeed_config.is_zero3():
             raise ValueError("--compile_layers does not go with ZeRO-3, whose hooks gather weights inside the layers: leave it out")

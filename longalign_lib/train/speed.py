@@ -2,7 +2,7 @@
 
 A decoder layer is small arithmetic between large products: norms, rotations, gates, each a pass over memory and a launch.
 ``torch.compile`` fuses them. Layer by layer it compiles in seconds (all layers share one compilation), leaves the head and the
-loss alone (`head.head_losses` replaces them), and goes along with gradient checkpointing, DDP and DeepSpeed, which wrap whole
+loss alone (`chunked.head_losses` replaces them), and goes along with gradient checkpointing, DDP and DeepSpeed, which wrap whole
 modules. Documents of a pack stay apart: the attention kernel is one opaque call inside the compiled layer.
 
 It pays on a GPU, most where steps are bound by launches (packs under 16k tokens). Packs differ in length: the second length

@@ -10,7 +10,9 @@ What it changes in transformers' Trainer, and nothing else:
   ``loss_sequence_mean``, which compare across batch methods and exponents, ``tokens_per_second``, ``fill``,
   ``idle_estimated`` (share of rank-time spent waiting, if time follows FLOPs), ``tflops_per_device`` and, where the
   device's peak is known, ``mfu``;
-- a checkpoint counts when its marker is written, after all ranks are done (`checkpoint`).
+- a document longer than the model's window is refused; a pack may be longer;
+- a checkpoint counts when its marker is written, after all ranks are done (`checkpoint`); weights that are not finite are
+  never written.
 
 Cost beside Trainer's: one host sync a step (is the loss finite?), one all-reduce of four numbers a log.
 """
@@ -101,6 +103,7 @@ class PlanMixin:
             attention.register()
             model.set_attn_implementation(attention_name)
             families.refuse(model, attention_name)
+        families.check_window(model, plan)
         self.plan, self.store = plan, store
         pad = getattr(model.config, "pad_token_id", None) or 0
         self.rank_packs = RankPacks(plan, store, args.process_index, args.world_size,
@@ -190,7 +193,16 @@ class PlanMixin:
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial=None) -> None:
-        """Trainer's own checkpoint; marked whole once every rank is done, and only then are older ones deleted."""
+        """Trainer's own checkpoint; marked whole once every rank is done, and only then are older ones deleted.
+
+        Weights that are not finite are no checkpoint: FloatingPointError, and the ones before it stay.
+        """
+        folder = f"{self.args.output_dir}/checkpoint-{self.state.global_step}"
+        self._stop_if_weights_are_not_finite(folder)
+        if self.args.should_save:
+            checkpoint.clear(folder)  # left by a kill, perhaps of more ranks
+        if self.args.world_size > 1:
+            dist.barrier()
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -199,14 +211,30 @@ class PlanMixin:
         if self.args.world_size > 1:
             dist.barrier()
         if self.args.should_save:
-            folder = f"{self.args.output_dir}/checkpoint-{self.state.global_step}"
             checkpoint.mark(folder, self.fingerprints() | {"step": self.state.global_step, "ranks": self.args.world_size})
             checkpoint.rotate(self.args.output_dir, keep)
 
+    def _stop_if_weights_are_not_finite(self, folder: str) -> None:
+        """A finite loss may have an infinite gradient; the update then ruins the weights, which the next loss would show too late."""
+        ruined = torch.zeros((), device=self.args.device)
+        for p in self.model.parameters():
+            held = getattr(p, "ds_tensor", p)  # ZeRO-3: this rank's part of it
+            ruined += (~torch.isfinite(held.detach())).any().to(ruined)
+        if self.args.world_size > 1:
+            dist.all_reduce(ruined)
+        if ruined:
+            raise FloatingPointError(
+                f"step {self.state.global_step}: weights are not finite after this update (a gradient overflowed), so "
+                f"{folder.rpartition('/')[2]} is not written. Lower the learning rate or set --max_grad_norm, and start again: "
+                "the run continues from the checkpoint before it"
+            )
+
     def fingerprints(self) -> dict:
-        """What a checkpoint must agree with to be resumed: plan and data."""
+        """What a checkpoint must agree with to be resumed: plan, data, and the engine that wrote it."""
         if not hasattr(self, "_prints"):
-            self._prints = {"plan": checkpoint.plan_fingerprint(self.plan), "data": checkpoint.data_fingerprint(self.store)}
+            config = self.args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
+            self._prints = {"plan": checkpoint.plan_fingerprint(self.plan), "data": checkpoint.data_fingerprint(self.store),
+                            "engine": checkpoint.engine(config)}  # fmt: skip
         return self._prints
 
 

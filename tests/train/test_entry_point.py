@@ -34,6 +34,50 @@ def test_dry_run_prints_the_audit_and_trains_nothing(run_folder, root):
     assert facts["rows"] == 120 and facts["ranks"] == 1 and facts["micro_steps"] == 4 and not log
 
 
+def dry_run(capsys, *words):
+    """`main` in this process, with ``--dry-run``: the plan and the prediction that it prints, read as strict JSON."""
+    from longalign_lib.train.__main__ import main
+
+    def strict(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    main([str(w) for w in (*words, "--dry-run")])
+    return [json.loads(line.partition(": ")[2], parse_constant=strict) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_dry_run_reads_flags_as_the_run_would(run_folder, root, capsys):
+    """An option may stand without its value, last or before another; the estimates then say what they depend on."""
+    words = ["--data", run_folder / "data", "--model", run_folder / "model", "--capacity", 128, "--packs_per_step", 4, "--gpus", 2]
+    plan, plain = dry_run(capsys, *words)
+    assert plan["long_ratio"] is None and plan["ranks"] == 2, "no row is long: a ratio over no rows is null"
+    _, recomputed = dry_run(capsys, *words, "--gradient_checkpointing", "--bf16", "--deepspeed", root / "configs" / "zero3_offload.json")
+    _, said = dry_run(capsys, *words, "--gradient_checkpointing", "false")
+    assert said == plain and recomputed["seconds_a_step"] >= plain["seconds_a_step"]
+    from longalign_lib.train.__main__ import training_options
+
+    assert training_options(["--bf16", "--gradient_checkpointing", "--deepspeed", "x"]).gradient_checkpointing is True
+    with pytest.raises(ValueError, match="--lerning_rate 3: no such option"):
+        dry_run(capsys, *words, "--lerning_rate", 3)
+
+
+def test_dry_run_of_a_model_whose_sizes_are_not_a_llamas_says_so(run_folder, tmp_path, capsys):
+    from transformers import GPT2Config
+
+    GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4).save_pretrained(tmp_path)
+    plan, predicted = dry_run(capsys, "--data", run_folder / "data", "--model", tmp_path, "--capacity", 128)
+    assert plan["rows"] == 120 and predicted["unknown"].startswith("GPT2Config does not tell intermediate_size:")
+
+
+def test_processes_that_do_not_divide_the_step_are_refused_with_those_that_do(run_folder, monkeypatch, tmp_path):
+    from longalign_lib.train.__main__ import main
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"4 packs a step cannot be dealt to 3 ranks; use one of \[1, 2, 4\]"):
+        main(["--data", str(run_folder / "data"), "--model", str(run_folder / "model"), "--capacity", "128", "--packs_per_step", "4",
+              "--output_dir", str(tmp_path / "none")])  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
 def test_any_number_of_processes_and_zero3_take_the_same_steps(run_folder, root):
     one, _ = launch(run_folder, root, "one", 1)
@@ -61,13 +105,13 @@ def test_options_that_the_plan_sets_are_refused():
 
 
 def test_a_row_beyond_the_window_names_both_numbers_and_the_fix(tiny_model):
+    from longalign_lib.train.families import check_window
     from longalign_lib.train.plan import build_plan
-    from longalign_lib.train.run import check_window
 
     plan = build_plan([700, 20], method="packed", capacity=1024, packs_per_step=1)
-    with pytest.raises(ValueError, match=r"a row has 700 tokens and the window .* is 512.*--rope_factor 1.37"):
-        check_window(tiny_model, plan, "tiny")
-    check_window(tiny_model, build_plan([512], method="packed", capacity=1024, packs_per_step=1), "tiny")
+    with pytest.raises(ValueError, match=r"a row has 700 tokens and the window of this LlamaForCausalLM is 512.*--rope_factor 1.37"):
+        check_window(tiny_model, plan)
+    check_window(tiny_model, build_plan([512], method="packed", capacity=1024, packs_per_step=1))
 
 
 def test_checkpoints_of_another_run_are_not_resumed(tmp_path):

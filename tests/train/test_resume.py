@@ -17,13 +17,17 @@ from longalign_lib.train import checkpoint
 from longalign_lib.train.plan import Plan, build_plan
 
 
-def start(folder, root, out, processes, config=None):
+def command(folder, out, processes, config=None):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "-m", "longalign_lib.train",
              "--data", folder / "data", "--model", folder / "model", "--output_dir", folder / out, "--capacity", 128,
              "--packs_per_step", 4, "--max_ranks", 2, "--epochs", 3, "--learning_rate", 1e-2, "--dtype", "float32", "--seed", 3,
              "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2, "--save_total_limit", 2, "--report_to", "none",
              "--lr_scheduler_type", "cosine", "--warmup_steps", 2, "--adam_beta2", 0.95, "--disable_tqdm", "true"]  # fmt: skip
-    words += ["--deepspeed", config] if config else []
+    return words + (["--deepspeed", config] if config else [])
+
+
+def start(folder, root, out, processes, config=None):
+    words = command(folder, out, processes, config)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     with open(folder / f"{out}.log", "ab") as said:
         return subprocess.Popen([str(w) for w in words], stdout=said, stderr=subprocess.STDOUT, env=env, cwd=root, start_new_session=True)
@@ -98,6 +102,27 @@ def test_another_plan_or_other_data_is_refused(run_folder, root):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["configs/zero2.json", "configs/zero3_offload.json"])
+def test_killed_on_one_process_continues_on_two_and_mixes_with_nothing(config, run_folder, root):
+    """More processes than before; and the half-written checkpoint of four, left in the way, is not mixed with their own."""
+    name = f"up_{config[8:13]}{'o' * ('offload' in config)}"
+    whole = finish(run_folder, root, f"{name}_whole", 1, config)
+    kill_at(3, run_folder, root, name, 1, config)
+    at = checkpoint.find(run_folder / name, {}, say=False)
+    after = run_folder / name / f"checkpoint-{int(at.name.rpartition('-')[2]) + 2}"
+    shutil.rmtree(after, ignore_errors=True)
+    stale = after / f"global_step{after.name.rpartition('-')[2]}" / "zero_pp_rank_3_mp_rank_00_optim_states.pt"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of four processes")
+    two = finish(run_folder, root, name, 2, config)
+    assert "made by 1 processes, now 2" in (run_folder / f"{name}.log").read_text() and not stale.exists()
+    assert [x["sequences"] for x in two] == [x["sequences"] for x in whole], "other global batches"
+    assert [x["loss"] for x in two] == pytest.approx([x["loss"] for x in whole], rel=1e-4)
+    plain = subprocess.run([str(w) for w in command(run_folder, name, 1)], capture_output=True, text=True, cwd=root)
+    assert plain.returncode and "now it is 'plain'" in plain.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [None, "configs/zero2.json", "configs/zero3.json"])
 def test_killed_on_two_processes_continues_on_two_and_on_one(config, run_folder, root):
     name = config[8:13] if config else "ddp"
@@ -124,12 +149,26 @@ def test_find_takes_the_newest_whole_one_and_names_what_differs(tmp_path, capsys
     assert checkpoint.find(tmp_path, facts) == tmp_path / "checkpoint-10"
     assert "checkpoint-12 is incomplete" in capsys.readouterr().out
     with pytest.raises(ValueError, match="its data is 'd', now it is 'e'"):
-        checkpoint.find(tmp_path, facts | {"data": "e"})
+        checkpoint.find(tmp_path, facts | {"data": "e"}, say=False)
+    assert capsys.readouterr().out == ""
     (tmp_path / "checkpoint-5").mkdir()
     gone = checkpoint.rotate(tmp_path, 1)
     assert [f.name for f in gone] == ["checkpoint-2", "checkpoint-9", "checkpoint-5"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-notes"]
     assert checkpoint.rotate(tmp_path, None) == []
+
+
+def test_a_run_continues_under_the_engine_that_wrote_its_checkpoint(root, tmp_path):
+    """Trainer itself would go on from a DeepSpeed checkpoint with a fresh optimiser, silently."""
+    read = {f.stem: json.loads(f.read_text()) for f in (root / "configs").glob("*.json")}
+    kinds = {name: checkpoint.engine(config) for name, config in read.items()} | {"none": checkpoint.engine(None)}
+    assert kinds == {"zero2": "zero-2", "zero3": "zero-3", "zero3_offload": "zero-3", "paper": "zero-3", "none": "plain"}
+    (tmp_path / "checkpoint-2").mkdir()
+    checkpoint.mark(tmp_path / "checkpoint-2", {"engine": kinds["zero3"]})
+    assert checkpoint.find(tmp_path, {"engine": kinds["paper"]}) is not None
+    for other in ("none", "zero2"):
+        with pytest.raises(ValueError, match=f"its engine is 'zero-3', now it is '{kinds[other]}'. Give .* the engine that"):
+            checkpoint.find(tmp_path, {"engine": kinds[other]})
 
 
 def test_fingerprints_see_every_change(tmp_path):

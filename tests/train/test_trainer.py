@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
 
+from longalign_lib.train import checkpoint
 from longalign_lib.train.heldout import held_out_loss, means
 from longalign_lib.train.loss import IGNORE
 from longalign_lib.train.plan import build_plan, micro_steps
@@ -179,6 +180,95 @@ def test_logs_say_how_full_and_how_fast(tiny_model, tmp_path):
     fills = plan.packs().groupby("step").tokens.agg(["sum", "size"]).eval("sum / (size * 80)")
     assert [x["fill"] for x in logged] == pytest.approx(fills.tolist()) and len(logged) >= 2
     assert all(x["idle_estimated"] == 0 and x["tflops_per_device"] >= 0 and "mfu" not in x for x in logged)
+
+
+def saving(tmp_path, **more):
+    """A trainer's arguments that save every step; and the plan and store of at least three steps for it."""
+    store = make_store()
+    plan = build_plan(*sizes(store), method="packed", capacity=80, packs_per_step=2, seed=1)
+    assert len(plan.steps()) >= 3
+    args = arguments(tmp_path, 2, **more)
+    args.save_strategy, args.save_steps, args.save_total_limit = "steps", 1, 2
+    return args, {"store": store, "plan": plan}
+
+
+def test_weights_ruined_by_an_endless_gradient_are_no_checkpoint(tiny_model, tmp_path):
+    args, data = saving(tmp_path)
+    trainer = LongAlignTrainer(tiny_model, args, **data)
+    ruin = torch.tensor(float("nan"))
+    tiny_model.model.norm.weight.register_hook(lambda g: g * ruin if trainer.state.global_step == 2 else g)  # losses stay finite
+    with pytest.raises(FloatingPointError, match=r"step 3: weights are not finite .* checkpoint-3 is not written.*--max_grad_norm"):
+        trainer.train()
+    assert [f.name for f in checkpoint.checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert all(checkpoint.read_mark(f)["step"] == k for k, f in enumerate(checkpoint.checkpoints(tmp_path), 1))
+
+
+def test_a_step_saved_anew_mixes_with_nothing_that_a_kill_left(tiny_model, tmp_path, capsys):
+    args, data = saving(tmp_path)
+    left = tmp_path / "checkpoint-2" / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"  # of a rank that is no more
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"stale")
+    args.save_total_limit = None
+    LongAlignTrainer(tiny_model, args, **data).train()
+    assert not left.parent.exists() and checkpoint.read_mark(tmp_path / "checkpoint-2")["engine"] == "plain"
+
+
+def test_standard_callbacks_and_checkpoints(tiny_model, tmp_path, capsys):
+    """Events come as from Trainer, a checkpoint is what transformers reads, and a progress bar runs over the plan's steps."""
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    args, data = saving(tmp_path)
+    args.disable_tqdm = False
+    seen = []
+
+    class Events(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+            control.should_training_stop = state.global_step == 3  # as early stopping does
+
+        def on_save(self, args, state, control, **kwargs):
+            seen.append(f"saved {state.global_step}")
+
+    trainer = LongAlignTrainer(tiny_model, args, callbacks=[Events()], **data)
+    trainer.train()
+    assert seen == [1, "saved 1", 2, "saved 2", 3, "saved 3"] and trainer.state.max_steps == len(data["plan"].steps())
+    assert f"3/{trainer.state.max_steps}" in capsys.readouterr().err
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3", dtype=torch.float64)
+    assert (tmp_path / "checkpoint-3" / "model.safetensors").is_file() and not list((tmp_path / "checkpoint-3").glob("*model*.bin"))
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), tiny_model.parameters(), strict=True))
+
+
+def test_gradient_checkpointing_and_bfloat16_change_rounding_alone(tiny_model, tmp_path, capsys):
+    import copy
+
+    store, runs = make_store(), {}
+    plan = build_plan(*sizes(store), method="balanced", capacity=80, packs_per_step=4, seed=1)
+    for name, dtype, more in (("plain", torch.float64, {}), ("recomputed", torch.float64, {"gradient_checkpointing": True}),
+                              ("bf16", torch.float32, {"bf16": True, "gradient_checkpointing": True})):  # fmt: skip
+        model, passes = copy.deepcopy(tiny_model).to(dtype), []
+        model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda m, i, o, passes=passes: passes.append(o.dtype))
+        trainer = LongAlignTrainer(model, arguments(tmp_path, 4, **more), store=store, plan=plan)
+        trainer.train()
+        weights = torch.cat([p.detach().double().flatten() for p in model.parameters()])
+        runs[name] = len(passes), set(passes), [x["loss"] for x in trainer.state.log_history if "loss" in x], weights
+    assert runs["recomputed"][0] == runs["bf16"][0] == 2 * runs["plain"][0] > 0, "every layer runs once more in the backward pass"
+    assert runs["recomputed"][2] == pytest.approx(runs["plain"][2], rel=1e-12)
+    assert torch.allclose(runs["recomputed"][3], runs["plain"][3], rtol=0, atol=1e-12)
+    assert runs["bf16"][1] == {torch.bfloat16} and runs["bf16"][2] != runs["plain"][2]
+    assert runs["bf16"][2] == pytest.approx(runs["plain"][2], rel=0.01)
+
+
+def test_a_document_beyond_the_window_is_refused_and_a_longer_pack_is_not(tiny_model, tmp_path):
+    args = arguments(tmp_path, 1)
+    for lengths, fits in (([513, 20], False), ([512, 300, 200], True)):
+        store = [(np.full(n, 5), np.full(n, 5)) for n in lengths]
+        plan = build_plan(lengths, method="packed", capacity=1024, packs_per_step=1)
+        assert plan.packs().tokens.max() > 512
+        if fits:
+            LongAlignTrainer(tiny_model, args, store=store, plan=plan)
+        else:
+            with pytest.raises(ValueError, match="a row has 513 tokens and the window of this LlamaForCausalLM is 512"):
+                LongAlignTrainer(tiny_model, args, store=store, plan=plan)
 
 
 @pytest.mark.parametrize("method", ["packed", "naive"])
