@@ -163,20 +163,18 @@ def _client(args, out: Path, tokenizer):
                 url = stack.enter_context(serve_local(name))
         yield ChatClient(url, name, cache=out / "answers.jsonl", api_key_env=args.api_key_env, max_calls=args.max_calls, timeout=args.timeout,
                          concurrency=args.concurrency, max_total_tokens=args.max_total_tokens, max_cost=args.max_cost,
-                         prices=args.prices, dry_run=args.dry_run, tokenizer=None if args.base_url else tokenizer)  # fmt: skip
+                         prices=args.prices, dry_run=args.dry_run, carry=True, tokenizer=None if args.base_url else tokenizer)  # fmt: skip
 
 
 def _calls_ahead(pages, client, args, tokenizer) -> list[str]:
-    """What the two calls of every document would take; a question of 40 words stands for the one to come."""
-    from longalign_lib.data.instructions import TASKS, answer_prompt, question_prompt
+    """What is still to be asked, and what it would take."""
+    from longalign_lib.data.instructions import TASKS, calls_ahead
 
-    asked = {"questions": (args.question_tokens, lambda d: question_prompt(d, (args.tasks or TASKS)[0])),
-             "answers": (args.answer_tokens, lambda d: answer_prompt(d, "word " * 40))}  # fmt: skip
-    lines = []
-    for what, (most, prompt) in asked.items():
-        requests = [{"messages": [{"role": "user", "content": prompt(d)}], "max_tokens": most} for d in pages]
-        lines.append(f"{what}: {client.estimate(requests, tokenizer)}")
-    return [*lines, "nothing was asked; answers that are in the cache will not be asked again"]
+    listing, answering = calls_ahead(pages, client, args.out, args.seed, args.tasks or TASKS, args.question_tokens, args.answer_tokens)
+    asked = {"questions": listing, "answers": answering, "together": [*listing, *answering]}
+    return [f"{len(pages):,} documents, {len(pages) - len(listing):,} of them need no call (they have an outcome, or no text)",
+            *(f"{what}: {client.estimate(requests, tokenizer)}" for what, requests in asked.items()),
+            "nothing was asked"]  # fmt: skip
 
 
 def _weights(given: Sequence[str]) -> dict[str, float] | None:
@@ -233,9 +231,9 @@ def parser() -> argparse.ArgumentParser:
     s.add_argument("--answer_tokens", type=int, default=500)
     s.add_argument("--concurrency", type=int, default=None, help="requests in flight; none: 8, or 1 for the model on this machine")
     s.add_argument("--timeout", type=float, default=600, help="seconds a request")
-    s.add_argument("--max_calls", type=int, default=None, help="budget of this run (a rerun has it anew): requests")
-    s.add_argument("--max_total_tokens", type=int, default=None, help="budget of this run: tokens read and written")
-    s.add_argument("--max_cost", type=float, default=None, help="budget of this run: money, with --prices")
+    s.add_argument("--max_calls", type=int, default=None, help="budget of the folder, kills and reruns counted: answers, and tries of this run")
+    s.add_argument("--max_total_tokens", type=int, default=None, help="budget of the folder: tokens read and written")
+    s.add_argument("--max_cost", type=float, default=None, help="budget of the folder: money, with --prices")
     s.add_argument("--prices", type=float, nargs=2, default=None, metavar=("READ", "WRITTEN"), help="a million tokens")
     s.add_argument("--dry_run", action="store_true", help="print calls, tokens and cost, ask nothing")
 

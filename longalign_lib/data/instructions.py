@@ -39,8 +39,9 @@ from longalign_lib.data.prompts import (
     question_prompt,
 )
 from longalign_lib.data.settings import same_settings
+from longalign_lib.data.text import unusable
 from longalign_lib.data.tokens import encode_chat
-from longalign_lib.llm import BudgetError, ChatError, EmptyReplyError
+from longalign_lib.llm import BudgetError, ChatError, EmptyReplyError, Request
 from longalign_lib.llm.loop import submit
 
 __all__ = ["ASK_ANSWER", "ASK_QUESTIONS", "TASKS", "TASK_PROMPTS", "Built", "answer_prompt", "build_instructions",
@@ -146,6 +147,50 @@ def build_instructions(
     return built
 
 
+def calls_ahead(
+    documents: Sequence[Document], client, folder: str | Path, seed: int, tasks: Sequence[str] = TASKS,
+    question_tokens: int = 300, answer_tokens: int = 500, temperature: float = 0.7, answer_temperature: float = 0.0,
+    min_overlap: float = 0.5,
+) -> tuple[list[Request], list[Request]]:  # fmt: skip
+    """What `build_instructions` with these arguments would ask from now on; nothing is asked.
+
+    Documents with an outcome in the folder are left out. Where the client has a call's answer, the way goes on from it, so
+    that what a killed run asked already is found in the cache. A question of 40 words stands for one that is not known yet.
+
+    Returns:
+        (requests for questions, requests for answers), those that are cached among them.
+    """
+    known = Outcomes(folder, documents).outcomes
+    listing: list[Request] = []
+    answering: list[Request] = []
+
+    class Ahead:
+        async def achat(self, messages, **settings):
+            now.append(Request(messages, **settings))
+            reply = client.cached(now[-1])
+            if reply is None:
+                raise ChatError("not asked yet")
+            return reply
+
+    async def all_documents() -> None:
+        for document in documents:
+            if document.id in known:
+                continue
+            now.clear()
+            try:
+                await _outcome(document, Ahead(), seed, tuple(tasks), min_overlap, (question_tokens, temperature), (answer_tokens, answer_temperature))
+            except ChatError:
+                if len(now) == 1:
+                    asked = [{"role": "user", "content": answer_prompt(document, "word " * 40)}]
+                    now.append(Request(asked, answer_tokens, answer_temperature, seed))
+            listing.extend(now[:1])
+            answering.extend(now[1:])
+
+    now: list[Request] = []
+    submit(all_documents()).result()
+    return listing, answering
+
+
 def _with_length(outcome: dict, tokenizer) -> dict:
     """A sample with its tokens counted, or as a rejection when the chat template cannot tell its turns apart."""
     if "messages" not in outcome:
@@ -165,10 +210,9 @@ async def _outcome(document: Document, client, seed: int, tasks, min_overlap, fo
     about = {"source": document.source, "task": task, "language": language, "document_id": document.id}
     about |= {"model": getattr(client, "label", "unknown"), "document_hash": text_hash(document.text)}
     rejection = about | {"stage": "question", "reason": "", "question": "", "answer": "", "raw": "", "dropped": []}
-    if not document.text.strip():
-        return rejection | {"stage": "document", "reason": "empty: the document has no text"}
-    if _whole(document.text) != document.text:
-        return rejection | {"stage": "document", "reason": "unreadable: the document holds halves of characters (surrogates)"}
+    if reason := unusable(document.text):
+        gate = "empty" if reason.startswith("empty") else "unreadable"
+        return rejection | {"stage": "document", "reason": f"{gate}: {reason}"}
 
     async def ask(prompt: str, tokens: int, temperature: float):
         message = [{"role": "user", "content": prompt}]

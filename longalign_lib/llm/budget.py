@@ -51,6 +51,12 @@ class Budget:
         """The price of that many tokens; 0 without prices."""
         return self.prices.cost(prompt, completion) if self.prices else 0.0
 
+    def book(self, requests: int, prompt: int, completion: int) -> None:
+        """Book what was used before this budget began."""
+        self.used["requests"] += requests
+        self.used["tokens"] += prompt + completion
+        self.used["cost"] += self.cost(prompt, completion)
+
     def reserve(self, prompt: int, completion: int) -> dict | None:
         """Set aside the bound of one request.
 
@@ -82,13 +88,12 @@ class Budget:
         """Give back what was set aside and book what was used (``unknown``: the whole bound, apart)."""
         for name, amount in held.items():
             self.held[name] -= amount
-        self.used["requests"] += 1
         if unknown:
+            self.book(1, 0, 0)
             self.unknown["tokens"] += held["tokens"]
             self.unknown["cost"] += held["cost"]
         else:
-            self.used["tokens"] += prompt + completion
-            self.used["cost"] += self.cost(prompt, completion)
+            self.book(1, prompt, completion)
 
     def _refusal(self, name: str, limit: float, ask: float) -> str:
         unit = {"requests": " requests", "tokens": " tokens", "cost": ""}[name]

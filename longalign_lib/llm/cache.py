@@ -67,6 +67,11 @@ class AnswerCache:
             self.refresh()
         return self._answers.get(key)
 
+    def tokens(self) -> tuple[int, int, int]:
+        """(answers, their prompt tokens, their completion tokens), of all that is known now."""
+        known = self._answers.values()
+        return len(known), sum(r.prompt_tokens for r in known), sum(r.completion_tokens for r in known)
+
     def refresh(self) -> None:
         """Read what was added to the file since the last look."""
         if self.path is None or not self._lock.acquire(blocking=False):  # an append is under way: look the next time

@@ -46,6 +46,8 @@ class ChatClient:
         extra: more fields for every request, such as {"top_p": 0.9}; part of the cache's key.
         tokens_field: what this endpoint calls max_tokens ("max_completion_tokens" for some).
         dry_run: ask nothing and need no key; for `estimate`, and for answers that are cached.
+        carry: count the answers that the cache file holds against the budgets too, so that a limit holds over kills and
+            reruns (tries without an answer of earlier processes are on no record). False gives each client its own.
 
     Raises:
         ChatError: no key in the environment for an endpoint that is not on this machine. ValueError: a wrong argument.
@@ -62,7 +64,7 @@ class ChatClient:
         max_calls: int | None = None, timeout: float = 120, max_retries: int = 4, max_wait: float = 60, *,
         concurrency: int | None = None, deadline: float | None = None, max_total_tokens: int | None = None, max_cost: float | None = None,
         prices: Prices | Sequence[float] | None = None, tokenizer=None, extra: Mapping | None = None,
-        tokens_field: str = "max_tokens", dry_run: bool = False,
+        tokens_field: str = "max_tokens", dry_run: bool = False, carry: bool = False,
     ) -> None:  # fmt: skip
         self._endpoint = Endpoint.of(base_url, model, api_key_env, extra, needs_key=not dry_run)
         if concurrency is None:
@@ -76,6 +78,8 @@ class ChatClient:
                 raise ValueError(f"{name} must be more than 0 seconds, got {value!r}")
         self.label, self.model, self.concurrency = self._endpoint.label, self._endpoint.model, concurrency
         self.budget, self._cache = Budget(max_calls, max_total_tokens, max_cost, Prices.of(prices)), AnswerCache(cache)
+        if carry:
+            self.budget.book(*self._cache.tokens())
         self._tokenizer = tokenizer
         connection = None if dry_run else self._endpoint.connect(timeout)
         limits = Limits(timeout, max_retries, max_wait, concurrency, deadline)

@@ -69,6 +69,28 @@ def test_instruct_counts_first_asks_once_and_tells_what_it_used(pages, server, t
     assert len(server.requests) == 8 and (tmp_path / "out" / "instructions.jsonl").read_bytes() == first
 
 
+def test_a_dry_run_counts_what_is_left_and_a_budget_holds_over_reruns(pages, server, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ("instruct", "--documents", pages, "--base_url", server.url, "--llm", "m", "--out", out, "--concurrency", 1)
+    with pytest.raises(SystemExit, match="budget of 3 requests is used up"):
+        run(capsys, *words, "--max_calls", 3)
+    answered = len(read_jsonl(out / "answers.jsonl"))
+    assert answered == len(server.requests) == 3
+    with pytest.raises(SystemExit, match=r"budget of 3 requests is used up .*raise max_calls and run again"):
+        run(capsys, *words, "--max_calls", 3)  # the same budget again: nothing more is asked
+    assert len(server.requests) == 3
+    ended = len(read_jsonl(out / "outcomes.jsonl", []) if (out / "outcomes.jsonl").is_file() else read_jsonl(out / "instructions.jsonl"))
+    said = run(capsys, *words, "--dry_run")
+    left = int(re.search(r"together: .*?(\d+) calls", said)[1])
+    assert f"4 documents, {ended} of them need no call" in said and left == 8 - answered and len(server.requests) == 3
+    waiting = re.search(r"together: \d+ requests: (\d+) in the cache", said)
+    assert int(waiting[1]) == answered - 2 * ended  # answers of documents that are not done yet
+    run(capsys, *words, "--max_calls", 8)
+    assert len(server.requests) == 8 and len(read_jsonl(out / "instructions.jsonl")) == 4
+    said = run(capsys, *words, "--dry_run")
+    assert "4 of them need no call" in said and "together: 0 requests" in said
+
+
 def test_samples_to_suite_store_and_card(pages, tmp_path, capsys):
     made, suite, store = tmp_path / "verifiable.jsonl", tmp_path / "suite.jsonl", tmp_path / "store"
     run(capsys, "verifiable", "--documents", pages, "--n", 6, "--max_tokens", 700, "--out", made)

@@ -139,3 +139,19 @@ def test_used_unknown_and_held_together_never_exceed_a_limit(calls, limit, concu
     while flying:
         land()
     assert budget.used["requests"] == spent and all(abs(v) < 1e-6 for v in budget.held.values())
+
+
+def test_a_budget_that_is_carried_counts_the_answers_of_earlier_clients(server, tmp_path):
+    prices, cache = (2e6, 3e6), tmp_path / "c.jsonl"  # 2 a token read, 3 a token written
+    first = client(server, cache=cache, prices=prices, concurrency=1)
+    first.chat_many(asks(3), progress=False)
+    tokens = first.usage["prompt_tokens"] + first.usage["completion_tokens"]
+    again = client(server, cache=cache, prices=prices, max_calls=4, carry=True)
+    assert again.budget.used == {"requests": 3, "tokens": tokens, "cost": pytest.approx(first.usage["cost"])} and tokens > 0
+    assert again.usage["cost"] == 0 and again.chat(ASK, seed=1).cached  # what is known stays free
+    again.chat(ASK, seed=7)
+    with pytest.raises(BudgetError, match="budget of 4 requests is used up"):
+        again.chat(ASK, seed=8)
+    with pytest.raises(BudgetError, match="budget of .* of money"):
+        client(server, cache=cache, prices=prices, max_cost=first.usage["cost"], carry=True).chat(ASK, seed=9)
+    assert client(server, cache=cache, max_calls=1).chat(ASK, seed=9).text and len(server.requests) == 5
