@@ -4,6 +4,7 @@ Token id 0 is a word like any other, rows fill a pack exactly, a row has no targ
 last pack, the longest group and the last ranks' turns are all there.
 """
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -41,7 +42,7 @@ def documents(batch, plan):
         lines = plan.table[plan.table.pack == batch["pack"]].sort_values("offset")
         return [(ids[i, :n], labels[i, :n], weights[i, :n]) for i, n in enumerate(lines.length)]
     borders = batch["cu_seq_lens_q"].tolist()
-    return [(ids[0, a:b], labels[0, a:b], weights[0, a:b]) for a, b in zip(borders, borders[1:])]
+    return [(ids[0, a:b], labels[0, a:b], weights[0, a:b]) for a, b in itertools.pairwise(borders)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
