@@ -152,6 +152,6 @@ def test_a_budget_that_is_carried_counts_the_answers_of_earlier_clients(server, 
     again.chat(ASK, seed=7)
     with pytest.raises(BudgetError, match="budget of 4 requests is used up"):
         again.chat(ASK, seed=8)
-    with pytest.raises(BudgetError, match="budget of .* of money"):
+    with pytest.raises(BudgetError, match=r"budget of .* of money"):
         client(server, cache=cache, prices=prices, max_cost=first.usage["cost"], carry=True).chat(ASK, seed=9)
     assert client(server, cache=cache, max_calls=1).chat(ASK, seed=9).text and len(server.requests) == 5
