@@ -22,6 +22,8 @@ from transformers.cache_utils import DynamicLayer
 
 WORTH = 0.1  # share of a prompt below which reuse is not worth leaving the plain causal kernel for a masked one
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+CHUNK = 2**25  # bytes of a weight that `checksum` reads at a time
+MIX = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio in 64 bits, as a signed number
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,29 @@ def window_of(model) -> int:
     return int(model.config.get_text_config().max_position_embeddings)
 
 
+def checksum(tensor: torch.Tensor) -> int:
+    """64 bits that every bit of a tensor enters: its words times odd numbers of their places, summed modulo 2^64.
+
+    One word that changes always changes the sum (an odd number has an inverse); on any device it is the same.
+    """
+    flat, total = tensor.detach().contiguous().reshape(-1).view(torch.uint8), 0
+    for first in range(0, len(flat), CHUNK):
+        part = flat[first : first + CHUNK]
+        words = torch.nn.functional.pad(part, (0, -len(part) % 8)).clone().view(torch.int64)
+        place = torch.arange(first // 8, first // 8 + len(words), device=words.device)
+        total += int((words * (place * MIX | 1)).sum())
+    return total % 2**64
+
+
 def fingerprint(model) -> str:
-    """16 hex digits that tell weights and configuration apart, from 64 values of every parameter, not from a name."""
-    digest = hashlib.sha256()
+    """16 hex digits that tell weights and configuration apart, whatever the name. Every weight is read: half a second a gigabyte."""
+    digest, seen = hashlib.sha256(), set()
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
-        sample = weight.detach().reshape(-1)[:: max(1, weight.numel() // 64)]
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + sample.float().cpu().numpy().tobytes())
+    for name, weight in model.state_dict().items():
+        if weight.data_ptr() not in seen or not weight.numel():  # tied weights once
+            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}{checksum(weight)}".encode())
+            seen.add(weight.data_ptr())
     return digest.hexdigest()[:16]
 
 
@@ -77,7 +94,8 @@ class Greedy:
         self.model, self.tokenizer = model, tokenizer
         rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
         self.whole = rope.get("rope_type") in LENGTH_DEPENDENT_ROPE
-        self.reuse = reuse_prefix and not self.whole
+        self.cropable = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+        self.reuse = reuse_prefix and not self.whole and self.cropable
         self.chunk = chunk
         ends = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = ends if isinstance(ends, (list, tuple)) else [ends]
@@ -91,8 +109,7 @@ class Greedy:
             if mine != theirs:
                 break
             same += 1
-        cropable = self.cache is not None and all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        if not (self.reuse and cropable and same >= WORTH * len(ids)):
+        if not (self.reuse and self.cache is not None and same >= WORTH * len(ids)):
             self.cache, self.held = DynamicCache(config=self.model.config), []
             return 0
         if len(self.held) > same:

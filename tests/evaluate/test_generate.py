@@ -3,6 +3,7 @@ import random
 import pytest
 import torch
 
+from longalign_lib.evaluate import generate
 from longalign_lib.evaluate.generate import Greedy, fingerprint, window_of
 
 
@@ -73,6 +74,26 @@ def test_fingerprint_sees_weights_and_config_not_names(make_model, model):
             p.mul_(1.001)
     assert fingerprint(twin) != fingerprint(model) != fingerprint(make_model(window=4096))
     assert window_of(model) == 2048
+
+
+def test_fingerprint_sees_every_single_weight(make_model, model, monkeypatch):
+    monkeypatch.setattr(generate, "CHUNK", 1000 * 8)  # several chunks, and a last one that is no whole word
+    twin, wanted, rng = make_model(), fingerprint(model), random.Random(0)
+    assert fingerprint(twin) == wanted
+    for name, weight in twin.named_parameters():
+        flat = weight.data.view(-1)
+        for place in {0, len(flat) - 1, rng.randrange(len(flat))}:
+            before = flat[place].item()
+            flat[place] = torch.nextafter(flat[place], torch.tensor(9.0))  # the last bit of one number
+            assert fingerprint(twin) != wanted, (name, place)
+            flat[place] = before
+        if weight.ndim == 2:  # rows that change places
+            weight.data[[0, 1]] = weight.data[[1, 0]]
+            assert fingerprint(twin) != wanted, name
+            weight.data[[0, 1]] = weight.data[[1, 0]]
+    assert fingerprint(twin) == wanted
+    half = torch.arange(7, dtype=torch.bfloat16)  # 14 bytes: padded with zeros, read whatever the place in memory
+    assert generate.checksum(half) == generate.checksum(torch.cat([half[:1], half])[1:]) != generate.checksum(half.flip(0))
 
 
 def test_empty_prompt(model, tokenizer):

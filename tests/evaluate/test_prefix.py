@@ -4,7 +4,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from longalign_lib.evaluate import prefix
 from longalign_lib.evaluate.generate import Greedy
@@ -112,6 +119,22 @@ def test_positions_that_depend_on_the_longest_prompt_are_neither_kept_nor_groupe
     assert report.saved == 0 and "longest prompt" in report.no_reuse
 
 
+def test_sliding_windows_are_read_once_alone_and_the_report_says_why(tokenizer, monkeypatch):
+    torch.manual_seed(2)
+    config = MistralConfig(vocab_size=1500, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                           max_position_embeddings=2048, initializer_range=0.3, sliding_window=24, eos_token_id=2)  # fmt: skip
+    model, prompts, seen = MistralForCausalLM(config).eval(), grid([60, 90], [0, 50, 100]), []
+    model.generation_config.eos_token_id = 2
+    wanted = [reference(model, tokenizer, p, 5) for p in prompts]
+    plain = model.forward
+    monkeypatch.setattr(model, "forward", lambda **more: (seen.append(more["input_ids"].numel()), plain(**more))[1])
+    monkeypatch.setattr(prefix, "_together", lambda *_: pytest.fail("grouped"))
+    said, report = prefix.complete(model, tokenizer, prompts, 5, progress=False)
+    assert [a.text for a in said] == wanted and len(set(wanted)) >= 3
+    assert sum(n for n in seen if n > 1) == sum(map(len, prompts)) == report.computed_tokens  # no prompt is read twice
+    assert report.saved == 0 and "sliding windows" in report.no_reuse
+
+
 def trie_nodes(prompts):
     return len({tuple(p[: k + 1]) for p in prompts for k in range(len(p))})
 
@@ -140,6 +163,10 @@ def test_the_formulas_numbers_are_those_of_the_modules_head():
     ten = np.linspace(0, 100, 10)
     assert f"{prefix.expected_factor([4000], ten):.2f}" == "1.67" and f"{prefix.expected_factor(range(1000, 11_000, 1000), ten):.2f}" == "1.93"
     assert "1.67 for ten depths" in prefix.__doc__ and "1.93 for ten depths of ten lengths" in " ".join(prefix.__doc__.split())
+    deep = range(10, 101, 10)
+    assert f"{prefix.expected_factor([4000], deep):.2f}" == "1.82" and f"{prefix.expected_factor(range(1000, 11_000, 1000), deep):.2f}" == "2.14"
+    assert "10, 20 ... 100 it is 1.82 and 2.14" in " ".join(prefix.__doc__.split())
+    assert prefix.bound(grid([4000], deep, needle=1, tail=1))[1] == pytest.approx(1.82, abs=0.006)
     for lengths, depths in (([], [0]), ([10], []), ([10], [101])):
         with pytest.raises(ValueError, match="0 to 100"):
             prefix.expected_factor(lengths, depths)
