@@ -3,13 +3,14 @@
     [chat template, instruction] hay hay hay. NEEDLE. hay hay hay [question, chat template]
     |<------------------------------ length, in tokens ------------------------------>|
 
-A needle goes on a sentence boundary of the **text**; the text is tokenised afterwards, so nothing depends on one tokenizer's
-full stop, no special token rides along, and the token count is measured on the prompt that the model gets. The hay is cut so
-that the whole prompt has the length asked for, to within `TOLERANCE` tokens. Each sentence of several has a depth of its own
-(`needle_variants.depths_of`); the grid's depth is that of the first.
+A needle goes on a boundary between sentences or paragraphs of the **text**; the text is tokenised afterwards, so nothing
+depends on one tokenizer's full stop, no special token rides along, and the token count is measured on the prompt that the
+model gets. The hay is cut so that the whole prompt has the length asked for, to within `TOLERANCE` tokens. Each sentence of
+several has a depth of its own (`needle_variants.depths_of`); the grid's depth is that of the first.
 
 Invariants of every prompt returned: length, sentences whole, each once and in place, no special token inside the text, no
-answer in the hay. Cost: about ten tokenisations a prompt.
+answer in the hay. Cost: about fifteen tokenisations of a prompt; the hay alone is tokenised once for all prompts of a length
+(a tokenizer without offsets counts it anew at every look).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from bisect import bisect_right
+import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -121,7 +123,16 @@ def scaffold_tokens(tokenizer, needle: Needle) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _sentence_starts(hay: str) -> list[int]:
-    return [0] + [re.compile(r"\s*").match(hay, end).end() for end in sentence_ends(hay)[:-1]]
+    """Where a needle may stand: where sentences begin, and paragraphs (a listing or table may run on for pages without a full stop)."""
+    ends = {*sentence_ends(hay)[:-1], *(m.start() for m in re.finditer(r"\n[^\S\n]*\n", hay))}
+    return sorted({0, *(re.compile(r"\s*").match(hay, end).end() for end in ends)} - {len(hay)})
+
+
+@functools.lru_cache(maxsize=4)
+def _token_starts(tokenizer, hay: str) -> list[int]:
+    """Where each token of the hay begins, in characters."""
+    found = tokenizer(hay, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [start for start, _ in found["offset_mapping"]]
 
 
 def _weave(hay: str, chars: int, places: Sequence[tuple[int, str]], gap: str) -> str:
@@ -158,16 +169,16 @@ def build_prompt(tokenizer, needle: Needle, haystack: str, length: int, depth: f
     head, tail = _render(tokenizer, needle)
     scaffold, gap = scaffold_tokens(tokenizer, needle), _gap(needle)
     _check_length(tokenizer, needle, length, scaffold)
-    hay = haystack.lstrip()[: 40 * length]  # no tokenizer needs so many characters a token; keeps long haystacks cheap
-    starts = _sentence_starts(hay)
-
-    def count(chars: int) -> int:
-        return len(token_ids(tokenizer, hay[:chars]))
-
-    budget = length - scaffold
-    room = largest(count, budget, 0, min(len(hay), 8 * budget + 64))
-    if room == min(len(hay), 8 * budget + 64) < len(hay):
-        room = largest(count, budget, room, len(hay))
+    hay, budget = haystack.lstrip(), length - scaffold
+    chars = 8 * length
+    while True:  # as much hay as may be needed, cut at the same places for all prompts of a length
+        part = hay[:chars]
+        starts, count = _sentence_starts(part), _counter(tokenizer, part)
+        room = largest(count, budget, 0, len(part))
+        if room < len(part) - 400 or chars >= len(hay):
+            break
+        chars *= 4
+    hay = part
     usable = starts[: bisect_right(starts, room)]
 
     def nearest(percent: float) -> int:
@@ -208,6 +219,14 @@ def build_prompt(tokenizer, needle: Needle, haystack: str, length: int, depth: f
                         len(token_ids(tokenizer, before)))  # fmt: skip
 
 
+def _counter(tokenizer, hay: str):
+    """Tokens of the first so many characters: exact for all of the hay, elsewhere but for a token at the cut."""
+    if not getattr(tokenizer, "is_fast", False):
+        return lambda chars: len(token_ids(tokenizer, hay[:chars]))
+    starts = _token_starts(tokenizer, hay)
+    return lambda chars: bisect_left(starts, chars)
+
+
 def _check_length(tokenizer, needle: Needle, length: int, scaffold: int) -> None:
     if length >= scaffold + MIN_HAY:
         return
@@ -243,16 +262,23 @@ def check_hay(hay: str, needle: Needle) -> None:
         raise HayHoldsAnswer(f"the haystack already holds the answer or what is asked for ({words}): choose another needle or another text")
 
 
+def _letters(text: str) -> str:
+    """The text without what tokenizers may change and readers do not see: blanks, and width and form of characters."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
 def _verify(tokenizer, ids: list[int], text: str, hay: str, needle: Needle, length: int, empty: str) -> None:
     if not length - TOLERANCE <= len(ids) <= length:
         raise ValueError(f"could not cut the hay to {length} tokens: the nearest is {len(ids)}")
     check_hay(hay, needle)
-    back = " ".join(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).split())
+    back = _letters(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     for sentence in needle.texts:
-        if back.count(" ".join(sentence.split())) != 1:
-            raise ValueError(f"the needle did not survive tokenisation: {sentence!r}")
-    special = set(tokenizer.all_special_ids)
+        if back.count(_letters(sentence)) != 1:
+            kept = tokenizer.decode(token_ids(tokenizer, sentence))
+            raise ValueError(f"the needle did not survive tokenisation: {sentence!r} becomes {kept!r}; choose another needle, or another tokenizer")
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special and token.content in hay)}
     inside = sum(i in special for i in ids) - sum(i in special for i in token_ids(tokenizer, empty))
     if inside:
-        found = sorted({t for t in tokenizer.all_special_tokens if t in hay})
+        found = sorted({t for t in map(tokenizer.convert_ids_to_tokens, special) if t in hay})
         raise ValueError(f"{inside} special token(s) inside the context ({', '.join(found)}): remove them from the haystack")

@@ -1,11 +1,15 @@
 import re
 
 import pytest
+from conftest import TEMPLATE, toy_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from longalign_lib.evaluate import needle as N
 from longalign_lib.evaluate import prefix
 from longalign_lib.evaluate.generate import Answer
 from longalign_lib.evaluate.needle_ask import read_results
+from longalign_lib.evaluate.needle_variants import draw
 from longalign_lib.evaluate.needles import CLASSIC, Needle, needle_family
 
 DEPTHS = (0, 25, 50, 75, 100)
@@ -30,7 +34,7 @@ def test_placement_is_as_asked_for_any_tokenizer(any_tokenizer, hay, length, dep
         assert length - N.TOLERANCE <= p.tokens <= length
         # the needle is there once, whole, between two sentences of the hay, which is otherwise untouched
         before, after = context.split(needle.text)
-        assert before == "" or re.search(r"[.!?][\"')\]”’]*\s+$", before), before[-40:]
+        assert before == "" or re.search(r"([.!?][\"')\]”’]*\s+|\n\s*\n\s*)$", before), before[-40:]
         assert (before + after[after[:1] == " " :]) == hay.lstrip()[: len(before + after) - (after[:1] == " ")]
         # depth, measured here again: hay tokens before the needle over all hay tokens
         mine = 100 * tokens(tok, before) / tokens(tok, before + after)
@@ -82,6 +86,35 @@ def test_bad_input_names_the_offender(tokenizer, hay):
         N.build_prompt(tokenizer, CLASSIC, hay[:200] + " Dolores Park sells a sandwich. " + hay[200:], 500, 50)
     with pytest.raises(ValueError, match=r"special token.*</s>"):
         N.build_prompt(tokenizer, CLASSIC, hay[:200] + " </s> " + hay[200:], 500, 50)
+
+
+def test_a_special_token_that_has_no_role_is_found_too(hay):
+    tok = toy_tokenizer("bytes", hay)
+    tok.add_tokens([AddedToken("<|call|>", special=True)])
+    assert tok.convert_tokens_to_ids("<|call|>") not in tok.all_special_ids  # as <|start_header_id|> in a well-known family
+    with pytest.raises(ValueError, match=r"1 special token.*<\|call\|>"):
+        N.build_prompt(tok, CLASSIC, hay[:200] + " <|call|> " + hay[200:], 500, 50)
+
+
+def test_tokenizers_that_put_blanks_between_chinese_characters_or_change_their_width():
+    zh = N.default_haystack(0, "zh")
+    needles = [n for v in ("single", "values", "chain") for n in draw(v, 2, 0, "zh")]
+    text = zh + "".join("".join(n.texts) + n.question for n in draw("chain", 200, 0, "zh")) + "".join("".join(n.texts) for n in needles)
+    for kind, trainer in ((models.WordPiece(unk_token="<unk>"), trainers.WordPieceTrainer), (models.Unigram(), trainers.UnigramTrainer)):
+        core = Tokenizer(kind)
+        core.normalizer = normalizers.NFKC()
+        core.pre_tokenizer, core.decoder = (
+            (pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()) if trainer is trainers.WordPieceTrainer
+            else (pre_tokenizers.Metaspace(), decoders.Metaspace()))  # fmt: skip
+        more = {"unk_token": "<unk>"} if trainer is trainers.UnigramTrainer else {}
+        core.train_from_iterator([text], trainer(vocab_size=6000, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False, **more))
+        tok = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=TEMPLATE)
+        for needle in needles:
+            p = N.build_prompt(tok, needle, zh, 700, 50)
+            assert 698 <= p.tokens <= 700 and all(p.text.count(t) == 1 for t in needle.texts)
+        odd = Needle("The word is \u2603\ua66e.", "Which word?", ("word",))
+        with pytest.raises(ValueError, match=r"did not survive tokenisation: .* becomes .*<unk>.*choose another needle"):
+            N.build_prompt(tok, odd, zh, 700, 50)
 
 
 def test_no_chat_template(tokenizer, hay, monkeypatch):
