@@ -12,6 +12,7 @@ table; `summarise` reports coverage and how far the mean could move. Cost: one c
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,13 @@ def fenced(text: str) -> str:
     return f"<<<{word}\n{text.strip() or '(empty)'}\n{word}>>>"
 
 
+def shuffled(examples: Sequence[Mapping], seed: int, question: str) -> list[Mapping]:
+    """The examples in an order drawn from seed and question, so that no place belongs to one score in all questions."""
+    shown = list(examples)
+    random.Random(f"examples-{seed}-{question}").shuffle(shown)
+    return shown
+
+
 def judge_messages(
     question: str, reference: str, answer: str, examples: Sequence[Mapping] = (), rubric: str = "chat", seed: int = 0,
     explain: bool = True,
@@ -91,12 +99,11 @@ def judge_messages(
     """The judge's prompt, as chat messages.
 
     Args:
-        examples: rated answers to the same question, {"text", "score"} each; their order is shuffled by ``seed``.
+        examples: rated answers to the same question, {"text", "score"} each; their order is shuffled by ``seed`` and question.
         explain: ask for a sentence or two before the rating. Without, the examples become earlier turns of a chat
             that the judge answered by a rating alone: cheap, and a form that even small models keep to.
     """
-    scale, shown = rubric_of(rubric), list(examples)
-    random.Random(f"examples-{seed}").shuffle(shown)
+    scale, shown = rubric_of(rubric), shuffled(examples, seed, question)
     span = f"from {scale.low} to {scale.high}"
     form = f"one line that holds the rating {span} and nothing else, in this form:\nRating: [[n]]"
     task = (
@@ -174,9 +181,18 @@ def requests_of(
     """The requests that rate one answer: a round each, with the examples in another order and another seed."""
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
-    orders = [seed * 1000 + number for number in range(rounds)]
+    orders, seen = [], []
+    for order in range(seed * 1000, seed * 1000 + 1000):  # an order that was not there yet, as long as there is one
+        shown = shuffled(examples, order, question)
+        if len(orders) < rounds and (shown not in seen or len(seen) >= math.factorial(min(len(shown), 6))):
+            orders, seen = [*orders, order], [*seen, shown] if shown not in seen else seen
     return [{"messages": judge_messages(question, reference, answer, examples, rubric, order, explain),
              "max_tokens": max_tokens, "temperature": 0.0, "seed": order} for order in orders]  # fmt: skip
+
+
+def unanswered(name, why: str) -> dict:
+    """The record of an answer that the model did not give: it has no rating, and stays in the denominator of `summarise`."""
+    return {"id": name, "round": 0, "status": FAILED, "score": None, "reason": f"no answer to rate: {why}", "reply": ""}
 
 
 def rate(judge, question: str, reference: str, answer: str, examples: Sequence[Mapping] = (), rubric: str = "chat", **options) -> list[dict]:

@@ -62,12 +62,6 @@ def _read(args) -> tuple[list, dict]:
     return items[: args.limit], documents
 
 
-def _paid(judge) -> str:
-    use = getattr(judge, "usage", {})
-    cost = f", cost {use['cost']:.4f}" if use.get("cost") else ""
-    return f"{use.get('calls', 0)} calls, {use.get('cached', 0)} kept, {use.get('prompt_tokens', 0) + use.get('completion_tokens', 0):,} tokens{cost}"
-
-
 def longbench_chat(args) -> None:
     """Answer every question, rate the answers, print what they got and how sure that is."""
     from longalign_lib.evaluate import judge as J
@@ -94,6 +88,8 @@ def longbench_chat(args) -> None:
     ratings = overlap
     if judge is not None:
         ratings = J.rate_all(judge, rows, rounds=args.rounds, seed=args.seed, max_tokens=args.judge_tokens, explain=not args.rating_alone)
+    lost = [J.unanswered(r.id, r.status) for r in answers[answers.status != "ok"].itertuples()]
+    ratings = pd.DataFrame([*ratings.to_dict("records"), *lost]) if lost else ratings
     got = J.summarise(ratings)
     label = lexical.LABEL if judge is None else judge.label
     table = pd.DataFrame([{"model": who.name, "judge": label, "asked": len(answers), "answered": len(good), "shortened": int((answers.left_out > 0).sum())}
@@ -102,7 +98,7 @@ def longbench_chat(args) -> None:
     print(table.round(2).T.to_string(header=False))
     for reason in list(dict.fromkeys(ratings.reason[ratings.reason != ""]))[:3]:
         print(f"not rated: {reason}")
-    print(f"\n{'no judge was named (--judge_base_url): the numbers are word overlap' if judge is None else 'judge: ' + _paid(judge)}; written to {out}")
+    print(f"\n{'no judge was named (--judge_base_url): the numbers are word overlap' if judge is None else 'judge: ' + running.paid(judge)}; written to {out}")
 
 
 def audit(args) -> None:
@@ -129,4 +125,4 @@ def audit(args) -> None:
     print(found.table.drop(columns="judge").round(2).to_string(index=False))
     wrong = [f"{r.probe}: {r.finding}" for r in found.table.itertuples() if r.finding]
     print(f"\n{judge.label}: " + ("; ".join(wrong) if wrong else f"nothing found with {len(items)} questions (which does not prove that nothing is there)"))
-    print(f"{_paid(judge)}; written to {out}")
+    print(f"{running.paid(judge)}; written to {out}")

@@ -26,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from longalign_lib.evaluate import published
-from longalign_lib.evaluate.answering import Prompt, ask
+from longalign_lib.evaluate.answering import OK, Prompt, ask
 from longalign_lib.evaluate.judge import to_percent
 from longalign_lib.evaluate.lexical import rouge_l, word_f1
 from longalign_lib.evaluate.longbench_chat import fit_prompt
@@ -219,9 +219,12 @@ def build_prompt(tokenizer, sample: Sample, window: int, max_new_tokens: int | N
 
 
 def judge_rows(answers: pd.DataFrame) -> dict[str, list[dict]]:
-    """What `judge.rate_all` takes, by rubric; where several answers are accepted the reference lists them."""
+    """What `judge.rate_all` takes, by rubric; where several answers are accepted the reference lists them.
+
+    An answer that the model did not give is not shown to a judge: it has no rating, and `table` counts it as failed.
+    """
     rows: dict[str, list[dict]] = {}
-    for row in answers.to_dict("records"):
+    for row in answers[answers.status == OK].to_dict("records"):
         reference = row["reference"] if len(row["answers"]) == 1 else "Any of these:\n" + "\n".join(f"- {a}" for a in row["answers"])
         kept = {k: row[k] for k in ("id", "task", "kind", "model", "question", "answer")}
         rows.setdefault(TASKS[row["task"]].rubric, []).append(kept | {"reference": reference, "examples": ()})
@@ -245,7 +248,7 @@ def table(answers: pd.DataFrame, ratings: Mapping[str, pd.DataFrame] | None = No
     for level in ("task", "kind"):
         for name, part in answers.groupby(level, sort=False):
             seen = mean_and_error(part.overlap)
-            failed = int((part.status != "ok").sum())
+            failed = int((part.status != OK).sum())
             line = {"level": level, "name": name, "n": len(part), "overlap": seen["mean"], "se": seen["se"], "failed": failed}
             if ratings:
                 given = mean_and_error([percent.get(i, float("nan")) for i in part.id])

@@ -4,7 +4,8 @@ Who is asked is a causal language model of transformers in this process, or a `C
 The model gets token ids through `prefix.complete`, which computes each shared beginning once; the endpoint gets messages,
 ``client.concurrency`` at a time.
 
-    key = hash(weights or endpoint, prompt ids or messages, longest answer)
+    key = hash(weights, prompt ids, longest answer)                      of a model in this process
+    key = hash(address, served name, own name, messages, longest answer) of an endpoint, whose weights nobody here can see
 
 Invariants: a record is one fsynced JSONL line, written before the next answer is awaited, so a kill loses no more than the
 answers in flight; a torn last line is asked again; a failed prompt is a record with its reason, and is asked again at the next
@@ -44,9 +45,9 @@ def identity_of(model) -> str:
     return fingerprint(model)
 
 
-def key_of(identity: str, prompt: NeedlePrompt, endpoint: bool, max_new_tokens: int) -> str:
-    """24 hex digits of all that shapes an answer."""
-    asked = prompt.messages if endpoint else prompt.input_ids
+def key_of(identity: str, prompt: NeedlePrompt, endpoint: bool, max_new_tokens: int, name: str = "") -> str:
+    """24 hex digits of all that shapes an answer. ``name`` counts for an endpoint alone: other weights may be served there tomorrow."""
+    asked = [name, *prompt.messages] if endpoint else prompt.input_ids
     settings = {"max_new_tokens": max_new_tokens, "temperature": 0}
     return hashlib.sha256(json.dumps([identity, asked, settings], sort_keys=True).encode()).hexdigest()[:24]
 
@@ -94,7 +95,7 @@ def ask(
     Args:
         model: a model in this process, or a ChatClient (``tokenizer`` is then not used).
         out: JSONL file that records are appended to and answers are taken from; None keeps them in memory.
-        name: what tables call this model.
+        name: what tables call this model; give another one when an endpoint serves other weights under the old served name.
         prompts_dir: folder for what was asked, a text a prompt, named by its hash; None writes none.
 
     Returns:
@@ -106,7 +107,7 @@ def ask(
         if row.get("status") == "ok" and {"key", "model", "answer", *CELL} <= set(row):
             known[row["key"]] = row
             written.add((row["model"], row["key"], *(row[k] for k in CELL)))
-    keys = [key_of(identity, p, endpoint, max_new_tokens) for _, p in prompts]
+    keys = [key_of(identity, p, endpoint, max_new_tokens, name) for _, p in prompts]
     rows: list[dict | None] = [None] * len(prompts)
 
     def keep(i: int, more: dict) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from longalign_lib.evaluate import options
+from longalign_lib.evaluate import options, running
 from longalign_lib.evaluate.needle_config import GridSpec, haystack_of, load_config, spec_of
 from longalign_lib.evaluate.needle_variants import VARIANTS
 from longalign_lib.files import whole
@@ -44,7 +44,7 @@ def add(subparsers) -> None:
     parser.add_argument("--no_reuse", action="store_true", help="compute every prompt from its beginning")
     parser.add_argument("--no_prompts", action="store_true", help="do not save the prompts as text (large grids)")
     options.add_model_options(parser)
-    options.add_endpoint_options(parser, "judge_")
+    options.add_endpoint_options(parser, "judge_", served="model")
     parser.set_defaults(run=run, seed=None, max_new_tokens=None)
 
 
@@ -73,7 +73,7 @@ def run(args) -> None:
 
     spec, out = spec_from(args), Path(args.out)
     args.seed, args.max_new_tokens = spec.seed, 32 if spec.max_new_tokens is None else spec.max_new_tokens
-    who, endpoint = options.answerer(args), bool(args.base_url)
+    who, endpoint = options.answerer(args, keep=False), bool(args.base_url)  # needle.jsonl keeps the answers
     tokenizer = load_tokenizer((args.tokenizer or "default") if endpoint else args.model)
     window = args.window
     if not endpoint:
@@ -85,14 +85,16 @@ def run(args) -> None:
     if args.dry_run:
         print("\n".join(ahead(prompts, who, out, args)))
         return
-    judge = chat_judge(options.client(args, out / "judge_cache.jsonl", "judge_")) if args.judge_base_url else None
+    judge = running.judge(args)
     frame, report = ask(
         who.client if endpoint else who.model, tokenizer, prompts, out / "needle.jsonl", name=who.name, max_new_tokens=args.max_new_tokens,
         reuse_prefix=not args.no_reuse, prompts_dir=None if args.no_prompts else out / "prompts")  # fmt: skip
+    paid = []
     if judge is not None:
-        frame = judged(frame, judge)
+        frame = judged(frame, chat_judge(judge))
+        paid = [f"judge {judge.label}: {running.paid(judge)}"]
     said = write(_with_others(frame, out / "needle.jsonl"), out, window)
-    print("\n".join([said, *_prefill(report, out), f"written: {out}"]))
+    print("\n".join([said, *paid, *_prefill(report, out), f"written: {out}"]))
 
 
 def _config(name: str):
@@ -117,7 +119,7 @@ def ahead(prompts, who: options.Answerer, out: Path, args) -> list[str]:
     left = [p for _, p in prompts]
     if old:  # only then does it matter who is asked, and a model in this process is loaded
         identity, known = identity_of(who.client or who.model), {r.get("key") for r in old}
-        left = [p for p in left if key_of(identity, p, endpoint, args.max_new_tokens) not in known]
+        left = [p for p in left if key_of(identity, p, endpoint, args.max_new_tokens, who.name) not in known]
     tokens = sum(p.tokens for p in left)
     lines = [f"{len(prompts)} prompts, {sum(p.tokens for _, p in prompts):,} tokens; {len(prompts) - len(left)} answered already",
              f"{len(left)} calls: {tokens:,} prompt tokens, at most {len(left) * args.max_new_tokens:,} new ones"]  # fmt: skip
@@ -178,6 +180,8 @@ def write(frame: pd.DataFrame, out: Path, window: int | None) -> str:
         t = compare(frame, before, names[-1])["hits"]
         said.append(f"{names[-1]} against {before}, same prompts: {t['n']} pairs, found only by the first {t['better']}, only by the "
                     f"second {t['worse']}, exact two-sided p = {t['p']:.3g}")  # fmt: skip
+    off = (frame.depth_achieved - frame.depth).abs().max()
+    said.append(f"needles stand within {off:.1f} points of the depth asked (depth_achieved in needle_answers.csv)")
     for row in frame[frame.status != "ok"].drop_duplicates("status").head(3).itertuples():
         said.append(f"{row.model}, length {row.length}, depth {row.depth:g}: {row.status}")
     return "\n".join(said)
@@ -190,4 +194,4 @@ def _prefill(report, out: Path) -> list[str]:
         half.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     factor, most = report.prompt_tokens / max(1, report.computed_tokens), report.prompt_tokens / max(1, report.least)
     return [f"prefill: {report.computed_tokens:,} of {report.prompt_tokens:,} prompt tokens computed, {factor:.2f} times fewer; "
-            f"{most:.2f} times is the most that shared beginnings allow" + (f" (no reuse: {report.no_reuse})" if report.no_reuse else "")]  # fmt: skip
+            f"{most:.2f} times is the most that shared beginnings allow: {report.reached:.1%} of what can be saved" + (f" (no reuse: {report.no_reuse})" if report.no_reuse else "")]  # fmt: skip

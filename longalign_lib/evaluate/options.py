@@ -81,7 +81,7 @@ def client(args, cache: str | Path | None = None, prefix: str = "", tokenizer=No
     if not url:
         raise ValueError(f"no endpoint: give --{prefix}base_url, such as http://127.0.0.1:8000/v1")
     if not name:
-        raise ValueError(f"--{prefix}base_url {url} needs --{prefix}served_model, the model's name at that endpoint")
+        raise ValueError(f"--{prefix}base_url {url} needs --{prefix}{'model' if prefix else 'served_model'}, the model's name at that endpoint")
     get = {k: getattr(args, prefix + k) for k in ("api_key_env", "concurrency", "timeout", "max_calls", "max_total_tokens", "max_cost", "prices")}
     return ChatClient(url, name, cache=cache, max_retries=getattr(args, f"{prefix}retries"), dry_run=args.dry_run,
                       tokenizer=tokenizer, **get)  # fmt: skip
@@ -170,11 +170,12 @@ class Answerer:
         return texts
 
 
-def answerer(args, cache: str | Path | None = None) -> Answerer:
+def answerer(args, cache: str | Path | None = None, keep: bool = True) -> Answerer:
     """Who answers, as the options say: the endpoint if ``--base_url`` is given, else a model in this process.
 
     Args:
-        cache: JSONL file for an endpoint's answers; ``OUT/answers_cache.jsonl`` by default.
+        cache: JSONL file for an endpoint's answers; ``OUT/answers_cache.jsonl`` by default. keep: False for no such file, where
+            the caller keeps answers itself.
 
     Raises:
         ValueError, ChatError: as `client`; an endpoint with ``--dtype``, answers of no token.
@@ -182,7 +183,7 @@ def answerer(args, cache: str | Path | None = None) -> Answerer:
     if args.max_new_tokens < 1:
         raise ValueError(f"--max_new_tokens must be 1 or more, got {args.max_new_tokens}")
     if args.base_url:
-        found = client(args, cache or Path(args.out) / "answers_cache.jsonl")
+        found = client(args, (cache or Path(args.out) / "answers_cache.jsonl") if keep else None)
         return Answerer(args.name or found.label, args.max_new_tokens, found)
     if args.served_model:
         raise ValueError(f"--served_model {args.served_model} needs --base_url, the endpoint that serves it")

@@ -19,7 +19,7 @@ def who(args) -> tuple[Answerer, object, object]:
     """(Answerer; the model or client that answers, None in a dry run of a model; its tokenizer)."""
     from longalign_lib.models import load_tokenizer
 
-    found = answerer(args)
+    found = answerer(args, keep=False)  # answers.jsonl keeps them, by model and name
     if found.client is not None:
         return found, found.client, load_tokenizer(args.tokenizer)
     return found, None if args.dry_run else found.model, load_tokenizer(args.model) if args.dry_run else found.tokenizer
@@ -28,6 +28,13 @@ def who(args) -> tuple[Answerer, object, object]:
 def judge(args):
     """The judge's ChatClient with its answers kept in OUT/judge_cache.jsonl, or None where none is named."""
     return client(args, Path(args.out) / "judge_cache.jsonl", "judge_") if args.judge_base_url else None
+
+
+def paid(judge) -> str:
+    """What a judge has used so far: calls, answers it had given before, tokens, and the cost where prices are known."""
+    use = getattr(judge, "usage", {})
+    cost = f", cost {use['cost']:.4f}" if use.get("cost") else ""
+    return f"{use.get('calls', 0)} calls, {use.get('cached', 0)} kept, {use.get('prompt_tokens', 0) + use.get('completion_tokens', 0):,} tokens{cost}"
 
 
 def window(args, answers: Answerer) -> int:

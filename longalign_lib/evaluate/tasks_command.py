@@ -70,7 +70,7 @@ def longbench(args) -> None:
     table = L.table(answers, rated)
     running.save(out, args, answers, {"scores": table} | {f"ratings_{k}": v for k, v in (rated or {}).items()})
     print(table.round(1).to_string(index=False))
-    print(f"\noverlap: lexical, no judge{'; rating: ' + judge.label if judge is not None else ''}; written to {out}")
+    print(f"\noverlap: lexical, no judge{f'; rating: {judge.label}, {running.paid(judge)}' if judge is not None else ''}; written to {out}")
 
 
 def mt_bench(args) -> None:
@@ -94,7 +94,7 @@ def mt_bench(args) -> None:
     table = M.table(ratings)
     running.save(out, args, answers, {"scores": table, "ratings": ratings})
     print(table.round(2).to_string(index=False))
-    print(f"\nrated by {judge.label}; written to {out}")
+    print(f"\nrated by {judge.label}: {running.paid(judge)}; written to {out}")
 
 
 def retention(args) -> None:

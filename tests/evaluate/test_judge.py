@@ -100,6 +100,19 @@ def test_example_order_is_seeded_and_differs_between_rounds():
     assert judge.asked[0][1] != judge.asked[1][1]  # another seed: the second round is no cached copy of the first
 
 
+def test_rounds_never_repeat_an_order_and_questions_do_not_share_one():
+    firsts = set()
+    for question in "abcdefgh":
+        for seed in range(5):
+            asked = J.requests_of(question, "r", "a", EXAMPLES, rounds=6, seed=seed)
+            orders = [tuple(re.findall(r"example (\d+)\n", r["messages"][0]["content"])) for r in asked]
+            assert len(set(orders)) == 6  # all orders of three before one comes again
+            firsts.add((seed, orders[0]))
+    assert len({order for seed, order in firsts if seed == 0}) > 1  # with one order for all, a place would belong to a score
+    for examples, rounds in (([], 3), (EXAMPLES[:1], 3), (EXAMPLES, 9)):  # more rounds than orders: seeds still differ
+        assert len({r["seed"] for r in J.requests_of("q", "r", "a", examples, rounds=rounds)}) == rounds
+
+
 def test_three_results_and_no_lost_denominator():
     rows = [{"id": i, "question": "q", "reference": "r", "answer": "a", "model": "m"} for i in "abc"]
     judge = Judge(["[[10]]", "[[8]]", "no rating", RuntimeError("HTTP 500"), "[[1]]", OSError("reset")])

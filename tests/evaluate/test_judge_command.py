@@ -45,15 +45,28 @@ def test_answers_are_rated_and_kept(tmp_path, capsys):
         assert len((tmp_path / "o" / "results.jsonl").read_text().splitlines()) == 3
 
 
+def test_answers_that_failed_stay_in_the_denominator(tmp_path, capsys):
+    with FaultServer(lambda body: "Six centimetres of rain.") as server, FaultServer(rating) as judge:
+        server.steps = [FAULTS["500"]]
+        run("longbench-chat", "--limit", 4, "--window", 900, "--max_new_tokens", 40, "--base_url", server.url, "--served_model", "m", "--retries", 0,
+            "--judge_base_url", judge.url, "--judge_model", "j", "--out", tmp_path / "o")  # fmt: skip
+        assert "not rated: no answer to rate: failed" in capsys.readouterr().out and len(judge.requests) == 2 * 3
+        scores, ratings = pd.read_csv(tmp_path / "o" / "scores.csv").iloc[0], pd.read_csv(tmp_path / "o" / "ratings.csv")
+        assert (scores.asked, scores.answered, scores.answers, scores.failed, scores.coverage) == (4, 3, 4, 1, 0.75)
+        rated = ratings.groupby("id").score.mean().dropna()
+        assert scores["mean"] == pytest.approx(rated.mean()) and scores.lowest == pytest.approx((rated.sum() + 1) / 4)
+
+
 def test_published_files_and_a_judge_that_fails(tmp_path, capsys):
     case = {"idx": 1, "prompt": "A long text about tin.\n\nWhat is it about?", "query": "What is it about?", "answer": "About tin."}
     (tmp_path / "test_cases.json").write_text(json.dumps([case]))
     (tmp_path / "few_shots.json").write_text(json.dumps([[{"answer": "Tin.", "score": 9}]]))
-    with FaultServer(lambda body: "Tin") as server, FaultServer(rating, [FAULTS["500"]] * 2) as judge:
+    with FaultServer(lambda body: "Tin") as server, FaultServer(rating) as judge:
+        judge.steps = [FAULTS["500"]] * 2
         run("longbench-chat", "--cases", tmp_path, "--window", 700, "--max_new_tokens", 20, "--base_url", server.url, "--served_model", "m",
             "--judge_base_url", judge.url, "--judge_model", "j", "--judge_retries", 0, "--out", tmp_path / "o")  # fmt: skip
         said = capsys.readouterr().out
-        assert "not rated" in said and pd.read_csv(tmp_path / "o" / "scores.csv").failed[0] == 2
+        assert "not rated" in said and "boom" in said and not judge.steps and pd.read_csv(tmp_path / "o" / "scores.csv").failed[0] == 2
 
 
 def test_an_audit_of_an_endpoint_and_of_word_overlap(tmp_path, capsys):

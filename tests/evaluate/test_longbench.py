@@ -98,3 +98,9 @@ def test_answers_are_cut_in_the_middle_kept_and_tabled(root, tokenizer, model, t
     table = L.table(first, ratings).set_index("name")
     assert table.rating[L.SINGLE] == 50 and table.rating[L.SUMMARY] == 25 and table.n[L.SINGLE] == 4
     assert table.overlap[L.SINGLE] == pytest.approx(first[first.kind == L.SINGLE].overlap.mean())
+    lost = first.id[first.kind == L.SINGLE].iloc[0]  # a failed call: no judge is asked to rate the empty answer that stands for it
+    failed = first.assign(status=["failed: x" if i == lost else s for i, s in zip(first.id, first.status)])
+    assert lost not in {row["id"] for part in L.judge_rows(failed).values() for row in part}
+    rows = {r: pd.DataFrame([{"id": x["id"], "score": 2} for x in part]) for r, part in L.judge_rows(failed).items()}
+    table = L.table(failed, rows).set_index("name")
+    assert (table.n[L.SINGLE], table.rated[L.SINGLE], table.failed[L.SINGLE]) == (4, 3, 1)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -86,11 +87,18 @@ def test_an_endpoint_and_a_judge(tmp_path, folders, capsys):
         words = ["--base_url", server.url, "--served_model", "org/m", "--tokenizer", folders[0], "--out", tmp_path]
         run(*words, "--dry_run")
         assert "6 requests: 0 in the cache" in capsys.readouterr().out and not server.requests
-        run(*words, "--judge_base_url", server.url, "--judge_served_model", "j")
+        run(*words, "--judge_base_url", server.url, "--judge_model", "j", "--judge_prices", 1, 2)
         said = capsys.readouterr().out
         assert len(server.requests) == 12 and "judge, 1-10: m 6.00 over 6 rated" in said and "0 of 6" in said
-        run(*words, "--judge_base_url", server.url, "--judge_served_model", "j")
+        assert re.search(r"judge j: 6 calls, 0 kept, [\d,]+ tokens, cost 0\.\d+", said)
+        run(*words, "--judge_base_url", server.url, "--judge_model", "j")
         assert len(server.requests) == 12  # all in the file and in the judge's cache
+        with pytest.raises(SystemExit, match="needs --judge_model"):
+            run(*words, "--judge_base_url", server.url)
+        run(*words, "--name", "other weights")  # an endpoint's weights cannot be seen: another name is another model
+        assert len(server.requests) == 18
+        run(*words, "--name", "other weights")
+        assert len(server.requests) == 18
 
 
 def parsed(*words):
