@@ -6,7 +6,8 @@ A random model of the default model's sizes (135M), bfloat16 weights, fused Adam
 
     batches     seven fixed batches, all positions as targets: layers as they are and compiled
     methods     the long-tail mix cut at 8k to 64k tokens, by naive, sorted, packed and balanced plans, beside two ways that
-                stock trainers offer: padded rows through sdpa, and packs through flex attention
+                stock trainers offer: padded rows through sdpa, and packs through flex attention; and, where flash-attn-4 is
+                installed, packs through its kernels
     recompute   64k tokens with and without recomputed activations
 
 TFLOP/s counts 6 FLOPs a weight and token and 6 x layers x hidden a token pair (causal half), nothing twice. Every finished row is
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from attention import flash_attn_4
 from layer_times import matrix_product_speed
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -133,13 +135,14 @@ def method_run(window: int, way: str, tiny: bool, repeats: int, compiled: bool, 
     """Packs drawn from a plan of the mix at one window; ``way`` is a method, "sdpa, padded" or "flex, packed"."""
     capacity = window // 128 if tiny else window
     lengths = np.maximum(np.minimum(mix(40_000), window) // (128 if tiny else 1), 4)
-    method = {"sdpa, padded": "naive", "flex, packed": "packed"}.get(way, way)
-    attn = {"flex, packed": "flex_attention", "packed": attention.NAME, "balanced": attention.NAME}.get(way, "sdpa")
+    method = {"sdpa, padded": "naive", "flex, packed": "packed", "flash-attn-4, packed": "packed"}.get(way, way)
+    attn = {"flex, packed": "flex_attention", "sdpa, padded": "sdpa", "naive": "sdpa", "sorted": "sdpa"}.get(way, attention.NAME)
+    attention._FLASH_ATTN = flash_attn_4() if way.startswith("flash-attn-4") else None  # None: torch's varlen kernel
     rows = 1 if way == "naive" else max(1, min(8, 65_536 // window))
     common = dict(packs_per_step=8, max_ranks=1, seed=0)
     plan = build_plan(lengths, method=method, capacity=capacity * (rows if method in ("naive", "sorted") else 1),
                       rows_per_pack=rows if method in ("naive", "sorted") else 1, **common)  # fmt: skip
-    ours = way in METHODS
+    ours = way in METHODS or way.startswith("flash-attn-4")
     model, optimizer = make_model(tiny, compiled and attn != "flex_attention", attn)
     rng, batches, tokens, squares, slots = np.random.default_rng(0), [], 0, 0.0, 0
     packs = dict(list(plan.table.groupby("pack").length))
@@ -180,7 +183,7 @@ def jobs(args) -> dict:
     for on in (True, False):
         found["recompute", "1 x 65,536", "recomputed" if on else "kept"] = lambda o=on: recomputed(o, args.tiny, 2)
     for window in WINDOWS:
-        for way in (*METHODS, "sdpa, padded", "flex, packed"):
+        for way in (*METHODS, "sdpa, padded", "flex, packed", "flash-attn-4, packed"):
             found["methods", f"{window:,}", way] = lambda w=window, y=way: method_run(w, y, args.tiny, 1, args.compile, args.most_tokens)
     return {k: v for k, v in found.items() if not args.only or k[0] in args.only.split(",")}
 
