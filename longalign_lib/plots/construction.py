@@ -38,8 +38,10 @@ def drawn(report: pd.DataFrame, out: Path | str | None = None, name: str = "draw
     """Documents there were, wanted and got, by range of lengths.
 
     Args:
-        report: columns tokens (a range's name, "1000-2999"), available, wanted, got; ranges are summed over other columns.
+        report: columns tokens (a range's name, "1000-2999"), available, wanted, got; ranges are summed over other columns. Lines
+            without a range (a language of which there was no document) are left out.
     """
+    report = report[report.tokens.astype(str) != ""]
     sums = report.groupby("tokens")[["available", "wanted", "got"]].sum()
     sums = sums.loc[sorted(sums.index, key=lambda s: int(str(s).split("-")[0]))]
     fig, ax = style.new("wide", height=3.0)

@@ -21,6 +21,12 @@ def test_ranges_are_summed_and_in_order(tmp_path):
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1,000–1,999", "9,000–9,999"]
 
 
+def test_a_language_without_documents_has_no_range(tmp_path):
+    report = pd.DataFrame({"source": ["(none)", "x"], "tokens": ["", "1000-1999"], "available": [0, 5], "wanted": [2, 2], "got": [0, 4]})
+    (ax,) = draw.drawn(report, tmp_path).axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1,000–1,999"] and [p.get_height() for p in ax.patches] == [5, 4]
+
+
 def test_gates_show_intervals_and_counts(tmp_path):
     frame = pd.DataFrame([{"reason": "empty", "bad": 2, "recall": 1.0, "recall_low": 0.3, "recall_high": 1.0, "fired": 4,
                            "precision": 0.5, "precision_low": 0.2, "precision_high": 0.8}])  # fmt: skip
