@@ -269,7 +269,7 @@ def _letters(text: str) -> str:
 
 def _verify(tokenizer, ids: list[int], text: str, hay: str, needle: Needle, length: int, empty: str) -> None:
     if not length - TOLERANCE <= len(ids) <= length:
-        raise ValueError(f"could not cut the hay to {length} tokens: the nearest is {len(ids)}")
+        raise ValueError(f"could not cut the hay to {length} tokens, since a character there takes several: ask for {len(ids)}")
     check_hay(hay, needle)
     back = _letters(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     for sentence in needle.texts:

@@ -38,7 +38,7 @@ def test_placement_is_as_asked_for_any_tokenizer(any_tokenizer, hay, length, dep
         assert (before + after[after[:1] == " " :]) == hay.lstrip()[: len(before + after) - (after[:1] == " ")]
         # depth, measured here again: hay tokens before the needle over all hay tokens
         mine = 100 * tokens(tok, before) / tokens(tok, before + after)
-        assert abs(mine - p.depth_achieved) < 2
+        assert abs(mine - p.depth_achieved) < 2 and abs(tokens(tok, before + after) - p.hay_tokens) <= 3
         sentence = 100 * 160 / p.hay_tokens  # no sentence boundary further than this, in percent
         assert abs(p.depth_achieved - depth) <= max(sentence, 3)
         assert sum(i in tok.all_special_ids for i in p.input_ids) == 2  # <s> and </s> of the template alone
@@ -115,6 +115,19 @@ def test_tokenizers_that_put_blanks_between_chinese_characters_or_change_their_w
         odd = Needle("The word is \u2603\ua66e.", "Which word?", ("word",))
         with pytest.raises(ValueError, match=r"did not survive tokenisation: .* becomes .*<unk>.*choose another needle"):
             N.build_prompt(tok, odd, zh, 700, 50)
+
+
+def test_a_text_of_characters_of_four_tokens_fits_or_says_which_length_does(tokenizer):
+    hay, missed = "The owl said: " + "\U0001f989" * 400, 0
+    assert tokens(tokenizer, hay) > 1500
+    for length in range(400, 412):
+        try:
+            assert length - 2 <= N.build_prompt(tokenizer, CLASSIC, hay, length, 0).tokens <= length
+        except ValueError as error:
+            nearest = int(re.search(rf"could not cut the hay to {length} tokens.*ask for (\d+)", str(error))[1])
+            assert N.build_prompt(tokenizer, CLASSIC, hay, nearest, 0).tokens == nearest == length - 3
+            missed += 1
+    assert missed == 3  # one length of four
 
 
 def test_no_chat_template(tokenizer, hay, monkeypatch):
