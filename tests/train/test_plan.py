@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longalign_lib.train import plan as plan_module
 from longalign_lib.train.audit import audit
 from longalign_lib.train.packing import cost_balanced, pack_loads
 from longalign_lib.train.plan import METHODS, Plan, PlanError, assign, build_plan, micro_steps
@@ -178,6 +179,16 @@ def test_groups_of_a_balanced_plan_are_neighbours_in_cost():
     plan = build_plan(lengths, method="balanced", capacity=256, packs_per_step=4, seed=0)
     spans = plan.packs().groupby("step").squares.agg(["min", "max"]).sort_values(["min", "max"]).to_numpy()
     assert len(spans) > 20 and (spans[1:, 0] >= spans[:-1, 1]).all()
+
+
+def test_groups_are_dealt_so_that_steps_hold_like_numbers_of_rows():
+    """Steps of two packs, one rank: a dear pack of few rows meets a cheap one of many, whatever the order they came in."""
+    costs, sequences = np.array([40.0, 30, 20, 10]), np.array([1, 10, 1, 10])
+    for seed in range(20):
+        order, sizes = plan_module._balanced_order(costs, sequences, 2, 1, None, np.random.default_rng(seed))
+        assert sizes.tolist() == [2, 2] and sorted(order) == [0, 1, 2, 3]
+        assert sequences[order].reshape(2, 2).sum(1).tolist() == [11, 11]
+        assert all((costs[pair] > 25).sum() == 1 for pair in order.reshape(2, 2)), "a step of dear packs only"
 
 
 def test_pool_one_groups_only_within_a_random_step():
