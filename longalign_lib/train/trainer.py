@@ -64,7 +64,7 @@ class RankPacks(Dataset):
         return batch | {"pack": int(pack)}
 
 
-# transformers before 5.2x has no `loss_is_scaled_for_ga` and divides every loss that is not its own by the accumulation count.
+# transformers before 5.19 has no `loss_is_scaled_for_ga` and divides every loss that is not its own by the accumulation count.
 _KNOWS_SCALED_LOSS = hasattr(Trainer, "loss_is_scaled_for_ga")
 
 
@@ -146,7 +146,8 @@ class PlanMixin:
         if self.accelerator.sync_gradients:  # the last micro-step: nothing has reached the optimiser yet
             self._stop_if_not_finite()
         scale = self.args.world_size
-        if not _KNOWS_SCALED_LOSS:  # then Trainer will divide by the accumulation count: take that back
+        # an older Trainer will divide by the accumulation count (unless, as TRL does there, a loss function is set): take that back
+        if not _KNOWS_SCALED_LOSS and self.compute_loss_func is None:
             scale *= self.current_gradient_accumulation_steps
         return weighted * scale
 
