@@ -193,6 +193,12 @@ class PlanMixin:
             self._sums, self._since, self._logged = None, now, self.state.global_step
         super().log(logs, *args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """Trainer's own. On several CPU processes transformers 5.17 asks torch for the device "cpu:0", which torch.load does not know."""
+        if self.args.device.type == "cpu" and "_setup_devices" in vars(self.args):
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _save_checkpoint(self, model, trial=None) -> None:
         """Trainer's own checkpoint; marked whole once every rank is done, and only then are older ones deleted.
 
