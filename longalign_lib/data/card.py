@@ -136,7 +136,8 @@ def _rejections(table: pd.DataFrame, rejected, out: Path, read: int, seed: int) 
     parts = ["![accepted and rejected](outcomes.png)"]
     for gate, group in sorted(_groups(rejected, lambda r: str(r.get("reason", "")).split(":")[0]).items()):
         for r in random.Random(f"{seed}:{gate}").sample(group, min(read, len(group))):
-            shown = [f"{name}: {_cut(str(r[name]))}" for name in ("document_id", "id", "reason", "question", "answer") if r.get(name)]
+            names = ("document_id", "id", "reason", "question", "answer", *(() if r.get("question") else ("raw",)))  # raw: the list it wrote
+            shown = [f"{name}: {_cut(str(r[name]))}" for name in names if r.get(name)]
             parts.append(_block("\n".join(shown)))
     return parts
 

@@ -74,6 +74,15 @@ def test_the_last_question_is_found():
     assert question_of({"messages": []}) == ""
 
 
+def test_a_rejection_without_a_question_shows_what_the_model_wrote(tmp_path):
+    bare = {"document_id": "d1", "reason": "unparsed: no list", "question": "", "answer": "", "raw": "It is a fine text."}
+    whole = {"document_id": "d2", "reason": "echo: again", "question": "Who?", "answer": "Who.", "raw": "1. Who?\n2. When?"}
+    sample = {"messages": [{"role": "user", "content": "T\n\nWhat?"}, {"role": "assistant", "content": "That."}], "length": 9}
+    write_card([sample], tmp_path, rejected=[bare, whole])
+    text = (tmp_path / "README.md").read_text(encoding="utf8")
+    assert "raw: It is a fine text." in text and "answer: Who." in text and "2. When?" not in text
+
+
 def test_nothing_rejected_and_many_questions(tmp_path):
     page = write_card([sample(k, f"What is {k % 3}?") for k in range(12)], tmp_path, most_questions=5)
     text = (tmp_path / "README.md").read_text(encoding="utf8")
