@@ -20,6 +20,7 @@ import argparse
 import gc
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +183,9 @@ def jobs(args) -> dict:
             found["batches", name, "compiled" if compiled else "as it is"] = lambda n=name, c=compiled: fixed_batch(n, c, args.tiny, args.repeats)
     for on in (True, False):
         found["recompute", "1 x 65,536", "recomputed" if on else "kept"] = lambda o=on: recomputed(o, args.tiny, 2)
+    fourth = ("flash-attn-4, packed",) if find_spec("flash_attn") and find_spec("flash_attn.cute") else ()
     for window in WINDOWS:
-        for way in (*METHODS, "sdpa, padded", "flex, packed", "flash-attn-4, packed"):
+        for way in (*METHODS, "sdpa, padded", "flex, packed", *fourth):
             found["methods", f"{window:,}", way] = lambda w=window, y=way: method_run(w, y, args.tiny, 1, args.compile, args.most_tokens)
     return {k: v for k, v in found.items() if not args.only or k[0] in args.only.split(",")}
 
