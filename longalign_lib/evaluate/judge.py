@@ -85,11 +85,24 @@ def fenced(text: str) -> str:
     return f"<<<{word}\n{text.strip() or '(empty)'}\n{word}>>>"
 
 
-def shuffled(examples: Sequence[Mapping], seed: int, question: str) -> list[Mapping]:
-    """The examples in an order drawn from seed and question, so that no place belongs to one score in all questions."""
+def shuffled(examples: Sequence[Mapping], seed: int) -> list[Mapping]:
+    """The examples in an order drawn from a seed."""
     shown = list(examples)
-    random.Random(f"examples-{seed}-{question}").shuffle(shown)
+    random.Random(f"examples-{seed}").shuffle(shown)
     return shown
+
+
+def orders_of(examples: Sequence[Mapping], rounds: int, seed: int, question: str) -> list[int]:
+    """A seed of `shuffled` for each round: no order comes twice before every order came once, and each question has orders of
+    its own, so that no place belongs to one score in all of them."""
+    first, found, seen = int(hashlib.sha256(f"{seed}-{question}".encode()).hexdigest()[:8], 16), [], []
+    for order in range(first, first + 10_000):
+        shown = shuffled(examples, order)
+        if shown not in seen:
+            found, seen = [*found, order], [*seen, shown]
+        if len(found) == rounds or len(seen) == math.factorial(min(len(shown), 7)):
+            break
+    return [found[number % len(found)] for number in range(rounds)]
 
 
 def judge_messages(
@@ -99,11 +112,11 @@ def judge_messages(
     """The judge's prompt, as chat messages.
 
     Args:
-        examples: rated answers to the same question, {"text", "score"} each; their order is shuffled by ``seed`` and question.
+        examples: rated answers to the same question, {"text", "score"} each; their order is shuffled by ``seed``.
         explain: ask for a sentence or two before the rating. Without, the examples become earlier turns of a chat
             that the judge answered by a rating alone: cheap, and a form that even small models keep to.
     """
-    scale, shown = rubric_of(rubric), shuffled(examples, seed, question)
+    scale, shown = rubric_of(rubric), shuffled(examples, seed)
     span = f"from {scale.low} to {scale.high}"
     form = f"one line that holds the rating {span} and nothing else, in this form:\nRating: [[n]]"
     task = (
@@ -181,13 +194,9 @@ def requests_of(
     """The requests that rate one answer: a round each, with the examples in another order and another seed."""
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
-    orders, seen = [], []
-    for order in range(seed * 1000, seed * 1000 + 1000):  # an order that was not there yet, as long as there is one
-        shown = shuffled(examples, order, question)
-        if len(orders) < rounds and (shown not in seen or len(seen) >= math.factorial(min(len(shown), 6))):
-            orders, seen = [*orders, order], [*seen, shown] if shown not in seen else seen
+    orders = orders_of(examples, rounds, seed, question)
     return [{"messages": judge_messages(question, reference, answer, examples, rubric, order, explain),
-             "max_tokens": max_tokens, "temperature": 0.0, "seed": order} for order in orders]  # fmt: skip
+             "max_tokens": max_tokens, "temperature": 0.0, "seed": seed * 1000 + number} for number, order in enumerate(orders)]  # fmt: skip
 
 
 def unanswered(name, why: str) -> dict:

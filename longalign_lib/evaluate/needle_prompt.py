@@ -3,10 +3,10 @@
     [chat template, instruction] hay hay hay. NEEDLE. hay hay hay [question, chat template]
     |<------------------------------ length, in tokens ------------------------------>|
 
-A needle goes on a boundary between sentences or paragraphs of the **text**; the text is tokenised afterwards, so nothing
-depends on one tokenizer's full stop, no special token rides along, and the token count is measured on the prompt that the
-model gets. The hay is cut so that the whole prompt has the length asked for, to within `TOLERANCE` tokens. Each sentence of
-several has a depth of its own (`needle_variants.depths_of`); the grid's depth is that of the first.
+A needle goes on a sentence boundary of the **text** (where a listing has none, between paragraphs); the text is tokenised
+afterwards, so nothing depends on one tokenizer's full stop, no special token rides along, and the token count is measured on
+the prompt that the model gets. The hay is cut so that the whole prompt has the length asked for, to within `TOLERANCE` tokens.
+Each sentence of several has a depth of its own (`needle_variants.depths_of`); the grid's depth is that of the first.
 
 Invariants of every prompt returned: length, sentences whole, each once and in place, no special token inside the text, no
 answer in the hay. Cost: about fifteen tokenisations of a prompt; the hay alone is tokenised once for all prompts of a length
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
@@ -29,6 +30,7 @@ from longalign_lib.evaluate.needle_variants import SPREADS, depths_of
 from longalign_lib.evaluate.needles import Needle, normalise
 
 TOLERANCE = 2  # tokens by which a prompt may miss the length asked for; it is never longer
+LONG = 600  # characters: a listing or a table may run on for pages without a full stop
 MIN_HAY = 32  # tokens of hay below which a prompt is all scaffold
 SCAFFOLDS = {
     "en": (
@@ -123,9 +125,14 @@ def scaffold_tokens(tokenizer, needle: Needle) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _sentence_starts(hay: str) -> list[int]:
-    """Where a needle may stand: where sentences begin, and paragraphs (a listing or table may run on for pages without a full stop)."""
-    ends = {*sentence_ends(hay)[:-1], *(m.start() for m in re.finditer(r"\n[^\S\n]*\n", hay))}
-    return sorted({0, *(re.compile(r"\s*").match(hay, end).end() for end in ends)} - {len(hay)})
+    """Where a needle may stand: where sentences begin; and paragraphs, where no sentence begins for `LONG` characters."""
+    space = re.compile(r"\s*")
+    starts = [0, *(space.match(hay, end).end() for end in sentence_ends(hay)[:-1])]
+    more = [m.end() for m in re.finditer(r"\n[^\S\n]*\n+", hay)]
+    for a, b in itertools.pairwise([*starts, len(hay)]):
+        if b - a > LONG:
+            starts += more[bisect_right(more, a) : bisect_left(more, b)]
+    return sorted(set(starts))
 
 
 @functools.lru_cache(maxsize=4)

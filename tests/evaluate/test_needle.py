@@ -52,6 +52,17 @@ def test_many_lengths_and_haystacks_fit(any_tokenizer):
         assert length - N.TOLERANCE <= p.tokens <= length
 
 
+def test_a_listing_without_full_stops_is_parted_between_paragraphs(tokenizer):
+    prose = "The tide came in. The tide went out.\n\n" * 20
+    listing = "\n\n".join(f"    row {i} of the listing" for i in range(200))
+    for depth in (20, 50, 80):
+        p = N.build_prompt(tokenizer, CLASSIC, prose + "Rows:\n\n" + listing + "\n\n" + prose * 9, 3000, depth)
+        before, after = p.text.split("<text>\n")[1].split(CLASSIC.text)
+        assert abs(p.depth_achieved - depth) < 1 and re.search(r"(\. |\n\n)$", before)
+        assert not before.endswith("listing\n\n") or after.startswith("     row ")  # its indent stays with the row
+    assert any(N.build_prompt(tokenizer, CLASSIC, prose + "Rows:\n\n" + listing, 1200, d).text.count(f"listing\n\n{CLASSIC.text}") for d in (60, 80))
+
+
 def test_depths_are_ordered_and_spread(tokenizer, hay):
     got = [N.build_prompt(tokenizer, CLASSIC, hay, 2000, d).depth_achieved for d in DEPTHS]
     assert got == sorted(got) and got[0] == 0 and got[-1] > 90 and len(set(got)) == 5
