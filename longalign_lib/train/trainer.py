@@ -20,6 +20,7 @@ Cost beside Trainer's: one host sync a step (is the loss finite?), one all-reduc
 from __future__ import annotations
 
 import time
+import warnings
 
 import numpy as np
 import torch
@@ -99,6 +100,10 @@ class PlanMixin:
         if args.num_train_epochs != 1:
             raise ValueError(f"the plan holds its {plan.epochs} epochs itself: set num_train_epochs=1, not {args.num_train_epochs}")
         args.remove_unused_columns = False
+        if args.n_gpu > 1:  # Trainer would split each pack over them with nn.DataParallel
+            warnings.warn(f"one process trains on one of the {args.n_gpu} GPUs that it sees: start it with torchrun "
+                          f"--nproc_per_node {args.n_gpu} to use all, or set CUDA_VISIBLE_DEVICES", stacklevel=3)  # fmt: skip
+            args._n_gpu = 1
         if attention_name is not None and not plan.padded:
             attention.register()
             model.set_attn_implementation(attention_name)

@@ -293,3 +293,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_and_names_the_rows
         trainer.train()
     after = tiny_model.state_dict()
     assert all(torch.equal(before[k].nan_to_num(), after[k].nan_to_num()) for k in before)
+
+
+def test_one_process_that_sees_two_gpus_takes_one_and_says_how_to_use_both(tmp_path, tiny_model):
+    store = make_store(8)
+    plan = build_plan(*sizes(store), capacity=64, packs_per_step=2, method="packed", seed=0)
+    args = arguments(tmp_path, micro_steps(plan, 1))
+    assert args.n_gpu <= 1  # devices are looked for once, here
+    args._n_gpu = 2
+    with pytest.warns(UserWarning, match="--nproc_per_node 2"):
+        trainer = LongAlignTrainer(tiny_model, args, store=store, plan=plan)
+    assert trainer.args.n_gpu == 1 and np.isfinite(trainer.train().training_loss)
