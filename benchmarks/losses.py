@@ -16,8 +16,12 @@ order one. The head is the default model's (576 x 49,152), on CUDA a 7B model's 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import tempfile
 import time
+from itertools import accumulate
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -25,7 +29,7 @@ import torch.nn.functional as F
 
 from longalign_lib.course.results import write_result
 from longalign_lib.models import pick_device
-from longalign_lib.train.chunked import _peak_bytes, chunked_cross_entropy
+from longalign_lib.train.chunked import chunked_cross_entropy
 
 HEADS = {"135M": (576, 49_152), "7B": (4096, 32_000)}
 
@@ -72,6 +76,22 @@ def truth(hidden, weight, labels, weights, rows: int = 256):
     return torch.cat(of_hidden), of_weight
 
 
+def peak_bytes(run, cuda: bool) -> int:
+    """Most bytes that torch's allocator holds during ``run()`` beyond what it held before; what the process keeps does not count."""
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        seen.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf8"))["traceEvents"]
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate((size for _, size in moves), initial=0))
+
+
 def measure(way: str, n: int, d: int, v: int, dtype, device, repeats: int) -> dict:
     """Median seconds, peak MiB over the inputs, errors; or the reason why it does not run here."""
     hidden, weight, labels, weights = problem(n, d, v, dtype, device)
@@ -84,7 +104,7 @@ def measure(way: str, n: int, d: int, v: int, dtype, device, repeats: int) -> di
 
     try:
         once()  # warms up
-        peak, seconds = _peak_bytes(once, cuda), []
+        peak, seconds = peak_bytes(once, cuda), []
         for _ in range(repeats):
             began = time.perf_counter()
             once()

@@ -164,7 +164,7 @@ def run_all(args, worlds: list[int], gpus: int, until: float) -> None:
     at_once(tasks, len(tasks) if gpus else 1)
     for model in args.models:
         if 1 in worlds:
-            at_once([lambda k=k, b=b: launch(args, 1, b, model, until, gpu=side(k)) for k, b in enumerate(args.backends)], 2 if gpus > 1 else 1)
+            at_once([lambda k=k, b=b, model=model: launch(args, 1, b, model, until, gpu=side(k)) for k, b in enumerate(args.backends)], 2 if gpus > 1 else 1)
         for world in (w for w in worlds if w > 1):
             for backend in args.backends:
                 launch(args, world, backend, model, until)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 
 
 @pytest.fixture(scope="module")
-def kernels(root):
+def kernels(load_bench):
     """benchmarks/multi_gpu_kernels.py."""
-    sys.path.insert(0, str(root / "benchmarks"))
-    try:
-        import multi_gpu_kernels
-
-        yield multi_gpu_kernels
-    finally:
-        sys.path.remove(str(root / "benchmarks"))
+    return load_bench("multi_gpu_kernels")
 
 
 def drawn(rng, n, ticks=60):

@@ -104,6 +104,19 @@ def test_the_needle_times_are_the_recorded_ones(root):
                    for (_, w), r in rows.items() if w != "plain loop")  # fmt: skip
 
 
+def test_what_two_gpus_did_is_the_recorded_run(root):
+    text, record = " ".join((root / "README.md").read_text().split()), json.loads((root / "results" / "multi_gpu.json").read_text())
+    on_two = {r["method"]: r for r in record["steps"] if (r["world"], r["backend"], r["window"]) == (2, "ddp", 16_384)}
+    for method, said in (("balanced", "{} tokens/s by balanced"), ("packed", "{} packed"), ("sorted", "{} sorted"), ("naive", "{} naive")):
+        assert said.format(f"{round(on_two[method]['tokens_per_second'], -3):,.0f}") in text
+    assert f"{on_two['balanced']['gpu_waiting']:.1%} of the time by the balanced plan, {on_two['packed']['gpu_waiting']:.1%} by" in text
+    off = {r["type"]: r["error_to_one_rank"] for r in record["gradients"] if r["world"] == 2}
+    assert f"difference {off['float32']:.1e}".replace("e-0", "e-") + f" in float32, {off['bfloat16']:.1%} in bfloat16" in text
+    resumed = {r["to"]: r["largest_difference"] for r in record["resume"] if r["backend"] == "zero3"}
+    assert resumed[2] == 0 and f"losses {resumed[1]:.1e} off on one".replace("e-0", "e-") in text
+    assert record["gpus"] == 2 and "H100" in record["provenance"]["device"]
+
+
 def test_every_evaluation_command_is_there(root):
     from longalign_lib.evaluate.__main__ import COMMANDS
 

@@ -19,15 +19,9 @@ C x V, and for 16-bit weights one float32 V x D. Cost: four products of N x D x 
 
 from __future__ import annotations
 
-import json
-import tempfile
-import time
 import weakref
-from itertools import accumulate
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -266,51 +260,3 @@ def _probe(inner, head) -> dict | str:
     if cap > 0 and torch.allclose(y, cap * torch.tanh(x / cap), rtol=1e-5, atol=0):
         return {"softcap": cap}
     return "it does more to its head's output than one factor or one tanh cap"
-
-
-def measure(way: str = "chunked", n: int = 4096, d: int = 576, v: int = 49152, *, dtype=torch.float32, device="cpu",
-            repeats: int = 3, **options) -> dict:  # fmt: skip
-    """Median seconds of forward and backward, peak MiB beside the inputs, and loss and gradient norms to compare ways by.
-
-    Ways: "plain" makes all logits, "chunked" takes ``chunk``, "torch" is torch 2.13's F.linear_cross_entropy and takes what its
-    LinearCrossEntropyOptions take. The peak is torch's allocator's.
-    """
-    make, cuda, seconds = torch.Generator(device).manual_seed(0), torch.device(device).type == "cuda", []
-    hidden = torch.randn(n, d, generator=make, device=device).to(dtype).requires_grad_()
-    weight = (torch.randn(v, d, generator=make, device=device) / d**0.5).to(dtype).requires_grad_()
-    labels, weights = torch.randint(v, (n,), generator=make, device=device), torch.rand(n, generator=make, device=device) / n
-    ways = {"plain": lambda: F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="none"),
-            "chunked": lambda: chunked_cross_entropy(hidden, weight, labels, **options),
-            "torch": lambda: F.linear_cross_entropy(hidden, weight, labels, reduction="none",
-                                                    options=torch.nn.LinearCrossEntropyOptions(**options))}  # fmt: skip
-
-    def once() -> torch.Tensor:
-        hidden.grad = weight.grad = None
-        loss = (ways[way]() * weights).sum()
-        loss.backward()
-        torch.cuda.synchronize() if cuda else None
-        return loss
-
-    peak = _peak_bytes(once, cuda)  # warms up, too
-    for _ in range(repeats):
-        start = time.perf_counter()
-        loss = once()
-        seconds.append(time.perf_counter() - start)
-    return {"way": way, "seconds": sorted(seconds)[repeats // 2], "peak_mib": peak / 2**20, "loss": loss.item(),
-            "of_hidden": hidden.grad.double().norm().item(), "of_weight": weight.grad.double().norm().item()}  # fmt: skip
-
-
-def _peak_bytes(run, cuda: bool) -> int:
-    """Most bytes that torch's allocator holds during ``run()`` beyond what it held before; what the process keeps does not count."""
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        seen.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf8"))["traceEvents"]
-    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    return max(accumulate((size for _, size in moves), initial=0))

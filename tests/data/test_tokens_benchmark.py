@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
@@ -13,11 +12,8 @@ from longalign_lib.data.jsonl import read_jsonl
 
 
 @pytest.fixture(scope="module")
-def bench(root):
-    spec = importlib.util.spec_from_file_location("tokens_bench", root / "benchmarks" / "tokens.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_bench):
+    return load_bench("tokens")
 
 
 @pytest.fixture(scope="module")
