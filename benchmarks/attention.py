@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import multiprocessing
 import resource
@@ -102,33 +101,13 @@ def flex(q, k, v, borders, longest, mask):
     return compiled_flex()(q, k, v, block_mask=mask, enable_gqa=True)[0].transpose(0, 1)
 
 
-def flash_attn_4():
-    """flash-attn-4's function under flash-attn's own signature, so that `longalign` can take it; ImportError where it is not."""
-    from flash_attn.cute.interface import flash_attn_varlen_func
-
-    @torch.compiler.disable
-    def call(q, k, v, cu_q, cu_k, max_q, max_k, dropout_p=0.0, causal=True, softmax_scale=None, window_size=(-1, -1), softcap=0.0):
-        if dropout_p or softcap or window_size[0] >= 0:
-            raise ValueError("this benchmark gives flash-attn-4 neither dropout nor caps nor windows")
-        out = flash_attn_varlen_func(q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
-                                     causal=causal, softmax_scale=softmax_scale)  # fmt: skip
-        return out[0] if isinstance(out, tuple) else out
-
-    return call
-
-
-def fourth(q, k, v, borders, longest, kernel):
-    """flash-attn-4 on a pack."""
-    return kernel(q.contiguous(), k.contiguous(), v.contiguous(), borders, borders, longest, longest)
-
-
 WAYS = {  # name: (prepares once a forward pass, computes a layer)
     "document loop": (lambda borders: None, lambda q, k, v, b, longest, _: attention.document_loop_attention(q, k, v, b)),
     "sdpa, block mask": (block_mask, dense),
     "flex attention": (flex_mask, flex),
     "torch varlen": (lambda borders: None, lambda q, k, v, b, longest, _: attention.varlen_attention(q, k, v, b, longest)),
     "flash-attn": (lambda borders: None, lambda q, k, v, b, longest, _: attention.flash_attention(q, k, v, b, longest)),
-    "flash-attn-4": (lambda borders: flash_attn_4(), fourth),
+    "flash-attn-4": (lambda borders: None, lambda q, k, v, b, longest, _: attention.flash_attention_4(q, k, v, b, longest)),
 }  # fmt: skip
 
 
@@ -136,8 +115,7 @@ def ways(device: str) -> list[str]:
     """The ways that run on this device."""
     some = ["document loop", "sdpa, block mask", "flex attention"]
     if device == "cuda":
-        some += ["torch varlen"] + (["flash-attn"] if attention.backend() == "flash-attn" else [])
-        some += ["flash-attn-4"] if importlib.util.find_spec("flash_attn") and importlib.util.find_spec("flash_attn.cute") else []
+        some += ["torch varlen"] + (["flash-attn"] if attention._FLASH_ATTN else []) + (["flash-attn-4"] if attention._FLASH_ATTN_4 else [])
     return some
 
 

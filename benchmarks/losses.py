@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from longalign_lib.course.results import write_result
-from longalign_lib.models import pick_device
+from longalign_lib.models import pick_device, pick_dtype
 from longalign_lib.train.chunked import chunked_cross_entropy
 
 HEADS = {"135M": (576, 49_152), "7B": (4096, 32_000)}
@@ -129,7 +129,7 @@ def main() -> None:
     heads = {"small": (16, 512)} if args.quick else HEADS if device.type == "cuda" else {"135M": HEADS["135M"]}
     rows = []
     for name, (d, v) in heads.items():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in dict.fromkeys((torch.float32, pick_dtype(device))):  # no bfloat16 on CPUs that emulate it: minutes a way
             for way in WAYS:
                 facts = {"head": name, "positions": positions, "dtype": str(dtype)[6:], "way": way}
                 rows.append(facts | measure(way, positions, d, v, dtype, device, args.repeats))

@@ -20,13 +20,11 @@ import argparse
 import gc
 import json
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from attention import flash_attn_4
 from layer_times import matrix_product_speed
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,6 +41,7 @@ SIZES = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_
 BATCHES = {"1 x 512": [512], "1 x 8,192": [8192], "1 x 32,768": [32_768], "1 x 65,536": [65_536], "64 x 512": [512] * 64,
            "8 x 8,192": [8192] * 8, "32 x 1,024 + 1 x 32,768": [1024] * 32 + [32_768]}  # fmt: skip
 PROTOTYPE = dict(zip(BATCHES, (3_300, 58_000, 50_000, 30_000, 139_000, 103_000, 74_000)))  # tokens/s of an earlier, simpler loop
+FOURTH = attention._FLASH_ATTN_4  # flash-attn-4's function, where it is installed
 WINDOWS = (8192, 16_384, 32_768, 65_536)
 
 
@@ -138,12 +137,13 @@ def method_run(window: int, way: str, tiny: bool, repeats: int, compiled: bool, 
     lengths = np.maximum(np.minimum(mix(40_000), window) // (128 if tiny else 1), 4)
     method = {"sdpa, padded": "naive", "flex, packed": "packed", "flash-attn-4, packed": "packed"}.get(way, way)
     attn = {"flex, packed": "flex_attention", "sdpa, padded": "sdpa", "naive": "sdpa", "sorted": "sdpa"}.get(way, attention.NAME)
-    attention._FLASH_ATTN = flash_attn_4() if way.startswith("flash-attn-4") else None  # None: torch's varlen kernel
+    fourth = way.startswith("flash-attn-4")  # for all packs; ours takes it by `attention.LEAST_WORK`
+    attention._FLASH_ATTN, attention._FLASH_ATTN_4, attention.LEAST_WORK = None, FOURTH if fourth else None, 0  # None: torch's varlen kernel
     rows = 1 if way == "naive" else max(1, min(8, 65_536 // window))
     common = dict(packs_per_step=8, max_ranks=1, seed=0)
     plan = build_plan(lengths, method=method, capacity=capacity * (rows if method in ("naive", "sorted") else 1),
                       rows_per_pack=rows if method in ("naive", "sorted") else 1, **common)  # fmt: skip
-    ours = way in METHODS or way.startswith("flash-attn-4")
+    ours = way in METHODS or fourth
     model, optimizer = make_model(tiny, compiled and attn != "flex_attention", attn)
     rng, batches, tokens, squares, slots = np.random.default_rng(0), [], 0, 0.0, 0
     packs = dict(list(plan.table.groupby("pack").length))
@@ -183,7 +183,7 @@ def jobs(args) -> dict:
             found["batches", name, "compiled" if compiled else "as it is"] = lambda n=name, c=compiled: fixed_batch(n, c, args.tiny, args.repeats)
     for on in (True, False):
         found["recompute", "1 x 65,536", "recomputed" if on else "kept"] = lambda o=on: recomputed(o, args.tiny, 2)
-    fourth = ("flash-attn-4, packed",) if find_spec("flash_attn") and find_spec("flash_attn.cute") else ()
+    fourth = ("flash-attn-4, packed",) if FOURTH else ()
     for window in WINDOWS:
         for way in (*METHODS, "sdpa, padded", "flex, packed", *fourth):
             found["methods", f"{window:,}", way] = lambda w=window, y=way: method_run(w, y, args.tiny, 1, args.compile, args.most_tokens)

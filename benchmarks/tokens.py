@@ -94,8 +94,7 @@ def ours(samples: Path, tokenizer, out: Path, processes: int) -> dict:
     """`data.tokenize`."""
     from longalign_lib.data.tokenize import tokenize
 
-    shard = 256 if processes > 1 else 1024
-    report = tokenize(samples, tokenizer, out, max_length=PAD, processes=processes, shard_samples=shard, progress=False)
+    report = tokenize(samples, tokenizer, out, max_length=PAD, processes=processes, progress=False)
     return {"tokens": report["tokens"], "targets": report["targets"]}
 
 
@@ -154,7 +153,7 @@ def watch(child: psutil.Popen) -> int:
 
 # ------------------------------------------------------------------------------------------------------------ opening
 def opening(samples: Path, copies: int) -> dict:
-    """Open a store whose shards are one real shard under many names (hard links take no space), and use it."""
+    """Open a store whose shards are a few real ones under many names (hard links take no space), and use it."""
     from longalign_lib.data import store as files
     from longalign_lib.data.tokenize import tokenize
     from longalign_lib.data.tokens import TokenStore
@@ -163,9 +162,9 @@ def opening(samples: Path, copies: int) -> dict:
     with tempfile.TemporaryDirectory(dir=samples.parent) as folder:
         folder = Path(folder)
         tokenize(samples, load_tokenizer(), folder, max_length=PAD, progress=False)
-        first = folder / files.SHARD.format(0)
-        for k in range(1, copies):
-            os.link(first, folder / files.SHARD.format(k))
+        shards = [folder / files.SHARD.format(k) for k in range(len(list(folder.glob(files.SHARD.replace("{:05d}", "*")))))]
+        for k in range(len(shards), copies * len(shards)):
+            os.link(shards[k % len(shards)], folder / files.SHARD.format(k))
         files.write_index(folder, {})
         base, began = psutil.Process().memory_info().rss, time.perf_counter()
         store = TokenStore.load(folder)
@@ -179,7 +178,7 @@ def opening(samples: Path, copies: int) -> dict:
         read = [len(store[int(i)][0]) for i in picked]
         row = (time.perf_counter() - start) / len(picked)
         assert read == lengths[picked].tolist() and (counted == targets).all()
-        return {"gigabytes": copies * first.stat().st_size / 1e9, "rows": rows, "tokens": int(lengths.sum()), "open_s": opened,
+        return {"gigabytes": copies * sum(s.stat().st_size for s in shards) / 1e9, "shards": copies * len(shards), "rows": rows, "tokens": int(lengths.sum()), "open_s": opened,
                 "open_lengths_targets_s": known, "row_ms": 1000 * row, "memory_mb": (psutil.Process().memory_info().rss - base) / 1e6}  # fmt: skip
 
 
@@ -217,7 +216,8 @@ def main(argv: list[str] | None = None) -> dict:
     lines = [measure(way, samples, repeats) for way in args.ways]
     theirs = lines[0]
     for line in lines:
-        line |= {"times_smaller": theirs["bytes"] / line["bytes"], "times_faster": theirs["seconds"] / line["seconds"]}
+        line |= {"times_smaller": theirs["bytes"] / line["bytes"], "times_faster": theirs["seconds"] / line["seconds"],
+                 "times_less_memory": theirs["working_mb"] / line["working_mb"]}  # fmt: skip
     table = pd.DataFrame(lines)
     print(table.drop(columns=["runs", "bytes", "base_mb"]).to_string(index=False, float_format=lambda x: f"{x:,.4g}"))
     opened = opening(samples, copies)

@@ -87,9 +87,11 @@ def test_the_attention_times_are_the_recorded_ones(root):
 def test_the_attention_times_of_the_gpu_are_the_recorded_ones(root):
     text = " ".join((root / "README.md").read_text().split())
     record = json.loads((root / "results" / "attention_cuda.json").read_text())
-    for way in ("torch varlen", "flex attention", "document loop", "sdpa, block mask"):
+    for way in ("torch varlen", "flash-attn-4", "flex attention", "document loop", "sdpa, block mask"):
         (row,) = [r for r in record["attention"] if (r["tokens"], r["pack"], r["way"]) == (65_536, "64 documents", way)]
         assert f"{1e3 * row['both_s']:.1f} ms and {round(row['peak_mib']):,} MiB" in text and row["difference"] < 0.01
+    alone = {r["way"]: r["both_s"] for r in record["attention"] if (r["tokens"], r["pack"]) == (65_536, "1 document")}
+    assert f"in one document flash-attn-4 {1e3 * alone['flash-attn-4']:.1f} ms, varlen {1e3 * alone['torch varlen']:.1f} ms" in text
     assert "H100" in record["provenance"]["device"]
 
 
@@ -104,16 +106,44 @@ def test_the_needle_times_are_the_recorded_ones(root):
                    for (_, w), r in rows.items() if w != "plain loop")  # fmt: skip
 
 
+def test_the_speeds_of_one_gpu_are_the_recorded_ones(root):
+    text, record = " ".join((root / "README.md").read_text().split()), json.loads((root / "results" / "throughput.json").read_text())
+    rows = {(r["case"], r["way"]): round(r["tokens_per_second"], -3) for r in record["rows"] if r["table"] == "methods" and "failed" not in r}
+    ours, fourth = ({size: rows[size, way] for size in ("8,192", "16,384", "32,768", "65,536")} for way in ("packed", "flash-attn-4, packed"))
+    assert f"{ours['32,768']:,.0f} at 32k and {ours['65,536']:,.0f} at 64k by torch's kernel" in text
+    assert f"{fourth['32,768']:,.0f} and {fourth['65,536']:,.0f} by flash-attn-4's" in text
+    assert f"({ours['16,384']:,.0f} and {fourth['16,384']:,.0f})" in text and f"({ours['8,192']:,.0f} and {fourth['8,192']:,.0f})" in text
+
+
+def test_the_times_of_the_loss_are_the_recorded_ones(root):
+    text, unit = " ".join((root / "README.md").read_text().split()), {"cuda": (1e3, "ms"), "cpu": (1, "s")}
+    for device, dtype, head, ways in (("cuda", "bfloat16", "135M", ("chunked", "all logits", "Liger")),
+                                      ("cuda", "bfloat16", "7B", ("chunked", "all logits", "Liger")),
+                                      ("cpu", "float32", "135M", ("chunked", "all logits", "torch"))):  # fmt: skip
+        record = json.loads((root / "results" / f"losses_{device}.json").read_text())
+        rows = {r["way"]: r for r in record["losses"] if (r["head"], r["dtype"]) == (head, dtype)}
+        for way in ways:
+            times, short = unit[device]
+            assert f"{times * rows[way]['seconds']:.0f} {short} and {round(rows[way]['peak_mib']):,} MiB" in text, (device, head, way)
+            assert max(rows[way]["error_hidden"], rows[way]["error_weight"]) < (1e-2 if dtype == "bfloat16" else 1e-4)
+
+
 def test_what_two_gpus_did_is_the_recorded_run(root):
     text, record = " ".join((root / "README.md").read_text().split()), json.loads((root / "results" / "multi_gpu.json").read_text())
-    on_two = {r["method"]: r for r in record["steps"] if (r["world"], r["backend"], r["window"]) == (2, "ddp", 16_384)}
+    on_two = {(r["backend"], r["model"], r["window"] // 1024, r["method"]): r for r in record["steps"] if r["world"] == 2}
     for method, said in (("balanced", "{} tokens/s by balanced"), ("packed", "{} packed"), ("sorted", "{} sorted"), ("naive", "{} naive")):
-        assert said.format(f"{round(on_two[method]['tokens_per_second'], -3):,.0f}") in text
-    assert f"{on_two['balanced']['gpu_waiting']:.1%} of the time by the balanced plan, {on_two['packed']['gpu_waiting']:.1%} by" in text
-    off = {r["type"]: r["error_to_one_rank"] for r in record["gradients"] if r["world"] == 2}
-    assert f"difference {off['float32']:.1e}".replace("e-0", "e-") + f" in float32, {off['bfloat16']:.1%} in bfloat16" in text
-    resumed = {r["to"]: r["largest_difference"] for r in record["resume"] if r["backend"] == "zero3"}
-    assert resumed[2] == 0 and f"losses {resumed[1]:.1e} off on one".replace("e-0", "e-") in text
+        assert said.format(f"{round(on_two['ddp', '135M', 16, method]['tokens_per_second'], -3):,.0f}") in text
+    waited = [f"{on_two['ddp', '135M', 16, method]['gpu_waiting']:.1%}" for method in ("balanced", "packed")]
+    assert f"{waited[0]} of the time by the balanced plan, {waited[1]} by" in text
+    gain = {key[:3]: f"{r['efficiency']:.0%}" for key, r in on_two.items() if key[3] == "balanced" and "efficiency" in r}
+    small = f"{gain['ddp', '135M', 16]} of twice as fast as one, {gain['ddp', '135M', 64]} at 64k; under ZeRO-3 {gain['zero3', '135M', 16]}"
+    assert f"{small} and {gain['zero3', '135M', 64]}; a 1B model at 16k {gain['ddp', '1B', 16]} (DDP) and {gain['zero3', '1B', 16]} (ZeRO-3)" in text
+    off = {(r["backend"], r["type"]): r["error_to_one_rank"] for r in record["gradients"] if r["world"] == 2}
+    power = lambda x: f"{x:.1e}".replace("e-0", "e-")  # noqa: E731
+    assert f"difference {power(off['ddp', 'float32'])} in float32, {off['ddp', 'bfloat16']:.1%} in bfloat16; ZeRO-3 {off['zero3', 'bfloat16']:.1%}" in text
+    resumed = {(r["backend"], r["to"]): r["largest_difference"] for r in record["resume"]}
+    assert len(resumed) == 4 and resumed["ddp", 2] == resumed["zero3", 2] == 0
+    assert f"at most {power(max(resumed.values()))} off on one, by DDP and by ZeRO-3" in text
     assert record["gpus"] == 2 and "H100" in record["provenance"]["device"]
 
 

@@ -6,6 +6,8 @@ import datetime
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from longalign_lib.files import whole
 from longalign_lib.models import environment_report
 from longalign_lib.plots.style import commit, device_name
@@ -24,3 +26,37 @@ def write_result(path: Path | str, profile: str, seed: int, **numbers) -> Path:
     with whole(path) as half:
         half.write_text(text + "\n", encoding="utf8")
     return Path(path)
+
+
+def several_gpus(record: dict) -> pd.DataFrame:
+    """What ``results/multi_gpu.json`` says about the most ranks that it was run on, one row a case that ran.
+
+    Args:
+        record: the file's content.
+
+    Returns:
+        Columns backend ("DDP", "ZeRO-3"), model, window, plan (naive, sorted, packed, balanced), ranks, tokens_per_second (of the
+        timed steps), efficiency (over one rank's speed times the ranks; NaN without a run on one), computing (share of the ranks' time
+        in kernels of their own), waiting (share of the ranks' time, measured in the last step; over all steps predicted from packs
+        timed alone, ``waiting_timed``, and from FLOPs, ``waiting_flops``), peak_gib (largest of the ranks).
+
+    Raises:
+        ValueError: no case ran on more than one rank.
+    """
+    keys = ["world", "backend", "model", "window", "method"]
+    steps = pd.DataFrame([r for r in record["steps"] if r["world"] > 1 and "failed" not in r])
+    if steps.empty:
+        raise ValueError("the record holds no case that ran on two ranks or more: run benchmarks/multi_gpu.py on several GPUs")
+    steps = steps[steps.world == steps.world.max()]
+    waiting = pd.DataFrame(record["waiting"])
+    both = steps.merge(waiting[(waiting.ranks == waiting.world) & (waiting.timed_on == waiting.world)], on=keys, validate="1:1")
+    meets = (both.backend == "zero3").map({True: "idle", False: "idle_a_step"})  # ZeRO-3's ranks meet in every micro-step
+    predicted = {way: [row[f"{meet}_{way}"] for (_, row), meet in zip(both.iterrows(), meets)] for way in ("measured", "from_flops")}
+    table = pd.DataFrame({
+        "backend": both.backend.map({"ddp": "DDP", "zero3": "ZeRO-3"}), "model": both.model, "window": both.window,
+        "plan": pd.Categorical(both.method, ["naive", "sorted", "packed", "balanced"], ordered=True), "ranks": both.world,
+        "tokens_per_second": both.tokens_per_second, "efficiency": both.get("efficiency", float("nan")),
+        "computing": both.gpu_busy.map(lambda shares: sum(shares) / len(shares)), "waiting": both.gpu_waiting,
+        "waiting_timed": predicted["measured"], "waiting_flops": predicted["from_flops"], "peak_gib": both.peak_gib})  # fmt: skip
+    order = ["model", "backend", "window", "plan"]
+    return table.sort_values(order, key=lambda c: c.map({"135M": 0}).fillna(1) if c.name == "model" else c, ignore_index=True)

@@ -5,7 +5,7 @@
     left_out    broken, over-long under "drop", or without a target token within max_length; with the reason
 
 Invariants: rows come in the order of the samples; every conversation handed in has one fate. Cost: a chat at a time is
-encoded once; the tokenizer gets up to 64 chats or a million characters a call, and no more than that is held.
+encoded once; the tokenizer gets up to 64 chats or 200,000 characters a call, and no more than that is held.
 Shapes: T tokens of a row.
 """
 
@@ -20,7 +20,7 @@ from longalign_lib.data.chat import IGNORE, check_messages, control_ids, encode_
 
 OVER_LONG = ("truncate", "drop", "error")
 EACH = ("all", "each")
-BATCH, BATCH_CHARACTERS = 64, 1_000_000  # what one call of the tokenizer gets
+BATCH, BATCH_CHARACTERS = 64, 200_000  # what one call of the tokenizer gets
 
 
 def encode_rows(

@@ -1,13 +1,13 @@
 """Sample files to a token store: shard by shard, in several processes, going on where a kill ended it.
 
-    plan      read the files once: cut them into shards of `shard_samples` lines, hash each shard's bytes and settings
+    plan      read the files once: cut them into shards of `shard_samples` lines or `SHARD_BYTES`, hash each one's bytes and settings
     encode    each shard that is not there with its hash: read its lines, encode, write the Arrow file whole
     index     when all are there: rejected.jsonl, report.json, and last index.arrow, which makes it a store
 
 Invariants: the files depend on samples, tokenizer and settings alone, not on processes or on where a run was cut off; a
 kill loses the shards being made; changed samples or settings remake the shards that they touch; every line is a row or a
 rejection with file and line. With one process the tokenizer's own threads use all cores; several processes take a shard
-each. Cost: two passes over the text; a process holds a shard's encoded rows and a megabyte of text.
+each. Cost: two passes over the text; a process holds a shard's encoded rows and a fifth of a megabyte of text (or one sample).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from longalign_lib.data.tokens import clear
 from longalign_lib.files import whole
 
 FORMAT = 1  # of the shards; another number remakes all
+SHARD_BYTES = 2**22  # of samples, after which a shard ends: a million tokens or so, held in memory until they are written
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def tokenize(
         max_length, over_long, answers: see `encode.encode_rows`.
         processes: 1 works here, the tokenizer's threads on all cores; more start that many processes (scripts then need
             the ``if __name__ == "__main__"`` guard).
-        shard_samples: lines a shard; what a kill can lose is this much of each process's work.
+        shard_samples: most lines of a shard, which also ends at `SHARD_BYTES`; what a kill can lose is this much of each process's work.
         day: ISO date that a template with a date writes; by default the day on which the store was begun.
         template: passed on to the chat template, see `chat.encode_chat`.
 
@@ -120,7 +121,7 @@ def plan(sources: Sequence[Path], settings: dict, out: Path, shard_samples: int,
             while not end:
                 begin = {"source": source, "offset": offset, "line": line, "sample": sample}
                 digest = hashlib.sha256(json.dumps([settings, source.name, line, sample], sort_keys=True).encode())
-                while sample - begin["sample"] < shard_samples:
+                while sample - begin["sample"] < shard_samples and offset - begin["offset"] < SHARD_BYTES:
                     raw = handle.readline()
                     end = not raw
                     if end:

@@ -109,15 +109,17 @@ def killed_and_resumed(whole: pd.DataFrame, killed: pd.DataFrame, resumed: dict[
     return style.finish(fig, name, table, out, note="below: who took which step; hollow: lost with the kill and taken again")
 
 
-def speeds(frame: pd.DataFrame, out: Path | None = None, name: str = "speeds"):
-    """Tokens a second, share of the device's matrix-product rate and peak memory of ways to train, by pack size.
+def speeds(frame: pd.DataFrame, out: Path | None = None, name: str = "speeds", share: str = "% of the matrix-product rate",
+           cases_are: str = "window (tokens)"):  # fmt: skip
+    """Tokens a second, a share of what the device could do and peak memory of ways to train, by pack size.
 
     Args:
         frame: columns case (pack size, a text), way, tokens_per_second, share (0..1), peak_gib; NaN where memory ran out. A
             way that was not tried at a size has no row.
+        share, cases_are: what the second panel and the horizontal axes show.
     """
     cases, ways = (list(dict.fromkeys(frame[c])) for c in ("case", "way"))
-    panels = {"tokens_per_second": (1e-3, "thousand tokens / s"), "share": (100, "% of the matrix-product rate"), "peak_gib": (1, "peak GiB")}
+    panels = {"tokens_per_second": (1e-3, "thousand tokens / s"), "share": (100, share), "peak_gib": (1, "peak GiB")}
     fig, axes = style.new("wide", height=3.4, cols=len(panels))
     wide = 0.84 / len(ways)
     for ax, (column, (scale, label)) in zip(axes, panels.items()):
@@ -128,8 +130,38 @@ def speeds(frame: pd.DataFrame, out: Path | None = None, name: str = "speeds"):
             ax.bar(x, np.nan_to_num(y), wide * 0.92, color=style.COLOURS[k % 8], label=way)
             lost = [at for at, value, t in zip(x, y, tried) if t and np.isnan(value)]
             ax.scatter(lost, [0] * len(lost), marker="x", s=22, color=style.COLOURS[k % 8], clip_on=False, zorder=5)
-        ax.set_xticks(range(len(cases)), cases, fontsize=8)
-        ax.set(xlabel="window (tokens)")
+        ax.set_xticks(range(len(cases)), cases, fontsize=8 if len(cases) < 6 else 6)
+        ax.set(xlabel=cases_are)
         ax.set_title(label, fontsize=10)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), fontsize=8)
     return style.finish(fig, name, frame, out, note="cross: out of memory; no mark: not tried")
+
+
+def waiting_beside(frame: pd.DataFrame, out: Path | None = None, name: str = "waiting_measured"):
+    """Share of the GPUs' time spent waiting for slower ones: predicted twice and measured, a line a case.
+
+    Args:
+        frame: columns case (a text), plan, waiting, waiting_timed, waiting_flops (0..1); NaN where a case was not measured.
+    """
+    cases, plans = (list(dict.fromkeys(frame[c])) for c in ("case", "plan"))
+    ways = {"waiting_flops": ("predicted from FLOPs", "o", "none"), "waiting_timed": ("predicted from packs timed alone", "o", "full"),
+            "waiting": ("measured, one step", "X", "full")}  # fmt: skip
+    fig, axes = style.new("wide", height=0.24 * len(frame) / max(1, len(cases)) * 2 + 1.9, cols=len(cases), sharex=True, sharey=True, squeeze=False)
+    for ax, case in zip(axes[0], cases):
+        mine = frame[frame.case == case].set_index("plan").reindex(plans)
+        y = np.arange(len(plans))
+        spread = 100 * mine[list(ways)]
+        ax.hlines(y, spread.min(axis=1), spread.max(axis=1), color="#CCCCCC", linewidth=3, zorder=1)
+        for k, (column, (label, marker, fill)) in enumerate(ways.items()):
+            colour = style.COLOURS[(0, 0, 4)[k]]
+            ax.scatter(spread[column], y, marker=marker, s=60 if marker == "X" else 42, edgecolors=colour, zorder=2 + k, label=label,
+                       facecolors="white" if fill == "none" else colour)  # fmt: skip
+        for at, absent in zip(y, mine.waiting.isna()):
+            if absent:
+                ax.text(0, at, "not run", fontsize=8, va="center", color=style.GREY)
+        ax.set_title(case, fontsize=10)
+        ax.set(xlabel="% of time waiting")
+    axes[0][0].set_yticks(range(len(plans)), plans)
+    axes[0][0].set(ylim=(len(plans) - 0.5, -0.5))
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    return style.finish(fig, name, frame, out)

@@ -1,5 +1,8 @@
 """Packed = alone, on a stock model, in logits and gradients; what no kernel can do is done in chunks or refused."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -278,6 +281,27 @@ def test_what_flash_attn_is_given(monkeypatch):
     assert seen == {"key_heads": 2, "softcap": 1.5, "dropout": 0.5}
 
 
+def test_what_flash_attn_4_is_given(monkeypatch):
+    """Against the signature that ran on an H100 (4.0.0b36), which hands back the output, or that and more."""
+    seen = {}
+    kernel = fake_kernel(seen)
+
+    def flash_attn_varlen_func(q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
+                               softmax_scale=None, causal=False, window_size=(None, None), softcap=0.0):  # fmt: skip
+        assert causal and qv is None and window_size == (None, None)
+        return kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, (-1, 0)), None
+
+    monkeypatch.setattr(attention, "_FLASH_ATTN_4", flash_attn_varlen_func)
+    monkeypatch.setattr(attention, "way_for", lambda *args, **kwargs: "flash-attn-4")
+    q, k, v = pack_tensors()
+    out, _ = attention.packed_attention(Layer(), q, k, v, scaling=0.3, **PACK)
+    with pytest.raises(ValueError, match="plain causal attention only, got window=4"):
+        attention.packed_attention(Layer(), q, k, v, sliding_window=4, **PACK)
+    monkeypatch.undo()
+    expected, _ = attention.packed_attention(Layer(), q, k, v, scaling=0.3, **PACK)
+    assert torch.allclose(out, expected, atol=1e-6) and seen["key_heads"] == 2
+
+
 class OnGPU:
     """What `way_for` reads of a tensor."""
 
@@ -295,8 +319,34 @@ class OnGPU:
 def test_the_first_way_that_can_do_it_is_taken(monkeypatch, query, asked, without_package, with_package):
     monkeypatch.setattr(attention, "_flash_attn", lambda: None)
     assert attention.way_for(query, **asked) == without_package
+    monkeypatch.setattr(attention, "_FLASH_ATTN_4", print)
+    assert attention.way_for(query, **asked, longest=100) == without_package
     monkeypatch.setattr(attention, "_flash_attn", lambda: print)
     assert attention.way_for(query, **asked) == with_package
+
+
+@pytest.mark.parametrize("query, asked", [(OnGPU(torch.float32), {}), (OnGPU(is_cuda=False), {}), (OnGPU(head=256), {}), (OnGPU(), {"window": 512}),
+                                          (OnGPU(), {"softcap": 30.0}), (OnGPU(), {"dropout": 0.1}), (OnGPU(), {"sinks": 1})])  # fmt: skip
+def test_flash_attn_4_is_for_plain_packs_with_a_long_document(monkeypatch, query, asked):
+    monkeypatch.setattr(attention, "_FLASH_ATTN_4", print)
+    monkeypatch.setattr(attention, "_flash_attn", lambda: None)
+    assert attention.way_for(query, **asked, longest=100_000) != "flash-attn-4"
+    border = (attention.LEAST_WORK / (2 * 8 * 64)) ** 0.5  # 8 heads of 64: a forward pass's causal half of 4 H D l^2
+    assert attention.way_for(OnGPU(), longest=int(border) + 1) == "flash-attn-4" != attention.way_for(OnGPU(), longest=int(border) - 1)
+
+
+def test_flash_attn_4_is_looked_for_on_gpus_and_unless_told_not_to(monkeypatch):
+    package = types.SimpleNamespace(flash_attn_varlen_func=print)
+    for name in ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface"):
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert attention._find_flash_attn_4() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert attention._find_flash_attn_4() is print
+    monkeypatch.setattr(attention, "_FLASH_ATTN_4", print)
+    assert attention.backend() == "flash-attn-4 for long documents, else torch varlen attention"
+    monkeypatch.setenv("LONGALIGN_FLASH_ATTN_4", "0")
+    assert attention._find_flash_attn_4() is None
 
 
 def test_varlen_refuses_what_it_would_ignore():
