@@ -11,12 +11,13 @@ Invariants: a document has one outcome, at the end a line in instructions.jsonl 
 the model wrote); the draws depend on (seed, document id) alone, and both files are in the order of the documents, so that
 order, concurrency, kills and restarts change nothing; a rerun skips documents that have an outcome. An endpoint's failure is
 no outcome: that document is asked again by the next run; instructions.settings.json keeps a folder from being continued with another
-model, seed or other setting. Cost: two calls a document, each as long as the document.
+model, other prompts, seed or other setting. Cost: two calls a document, each as long as the document.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def build_instructions(
 
     Raises:
         ValueError: unknown tasks, two documents of one id, a document that has changed since its outcome was written, or a folder
-            begun with another model, seed or other setting.
+            begun with another model, other prompts, seed or other setting.
         ChatError: the endpoint failed three documents in a row, or a budget is used up (BudgetError); finished work is
             kept and put into the two files first.
     """
@@ -98,7 +99,8 @@ def build_instructions(
         raise ValueError(f"{len(twice)} ids stand for several documents, first {twice[0]!r}; give each document its own id")
     work = Outcomes(folder, documents)
     shapes = {"seed": seed, "tasks": list(tasks), "question_tokens": question_tokens, "answer_tokens": answer_tokens, "temperature": temperature,
-              "answer_temperature": answer_temperature, "min_overlap": min_overlap, "model": str(getattr(client, "label", ""))}  # fmt: skip
+              "answer_temperature": answer_temperature, "min_overlap": min_overlap, "model": str(getattr(client, "label", "")),
+              "prompts": text_hash(json.dumps([ASK_QUESTIONS, ASK_ANSWER, TASK_PROMPTS]))}  # fmt: skip
     same_settings(Path(folder) / SETTINGS, shapes, bool(work.outcomes))
     todo = [d for d in documents if d.id not in work.outcomes]
     if not hasattr(client, "achat"):

@@ -30,6 +30,6 @@ def same_settings(path: Path, settings: Mapping, begun: bool) -> None:
     if differ := [k for k in settings if old.get(k) != json.loads(json.dumps(settings[k]))]:
         k = differ[0]
         raise ValueError(
-            f"{path.name} says that the samples were begun with another {k} ({old.get(k)!r}, now {settings[k]!r}); "
+            f"{path.name} says that the samples were begun with another value of {k} ({old.get(k)!r}, now {settings[k]!r}); "
             "give another path, or delete the samples and their settings"
         )

@@ -96,7 +96,7 @@ def write_shard(path: Path, rows: Sequence[dict], dtype: np.dtype, facts: dict) 
         "sample": pa.array([r["sample"] for r in rows], pa.int64()),
         "tokens": pa.array([r["tokens"] for r in rows], pa.int64()),
         "targets": pa.array([int(np.count_nonzero(r["mask"][1:])) for r in rows], pa.int32()),
-        "input_ids": _ragged([np.asarray(r["input_ids"]).astype(dtype) for r in rows], dtype),
+        "input_ids": _ragged([np.asarray(r["input_ids"]).astype(dtype, copy=False) for r in rows], dtype),
         "target_runs": _ragged([runs_of(r["mask"]).astype(np.int32).ravel() for r in rows], np.dtype(np.int32)),
         "meta": pa.array([json.dumps(r["meta"]) for r in rows], pa.string()),
     }

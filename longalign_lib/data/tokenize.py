@@ -159,12 +159,14 @@ def make_shard(task: Task, tokenizer, choices: dict, template: dict) -> dict:
                 if left <= 0:
                     return
 
-    rows = list(encode_rows(numbered(), tokenizer, **choices, **template))
+    dtype = files.id_type(1 + max(tokenizer.get_vocab().values()))
+    small = lambda row: row | {"input_ids": row["input_ids"].astype(dtype)} if "input_ids" in row else row  # noqa: E731
+    rows = [small(row) for row in encode_rows(numbered(), tokenizer, **choices, **template)]
     rejected += [{"id": places[r["sample"]], "row": r["sample"], "reason": r["reason"]} for r in rows if r["fate"] == "left_out"]
     counts = summary(rows) | {"unreadable": task.samples - len({r["sample"] for r in rows})}
     facts = {"key": task.key, "counts": counts, "rejected": sorted(rejected, key=lambda r: r["row"])}
     kept = [r for r in rows if r["fate"] != "left_out"]
-    files.write_shard(task.out, kept, files.id_type(1 + max(tokenizer.get_vocab().values())), facts)
+    files.write_shard(task.out, kept, dtype, facts)
     return facts
 
 

@@ -397,7 +397,7 @@ def test_a_silent_model_is_an_outcome_and_no_failure_of_the_endpoint(tmp_path, t
     assert {r["stage"] for r in built.rejected} == {"answer"} and all(r["reason"].startswith("empty") for r in built.rejected)
 
 
-def test_a_folder_is_not_continued_with_other_settings(tokenizer, tmp_path):
+def test_a_folder_is_not_continued_with_other_settings(tokenizer, tmp_path, monkeypatch):
     build_instructions(documents(2), Scripted(), tokenizer, tmp_path, seed=0, progress=False)
     before = (tmp_path / "instructions.jsonl").read_bytes()
     other = Scripted(label="another")
@@ -406,4 +406,7 @@ def test_a_folder_is_not_continued_with_other_settings(tokenizer, tmp_path):
         with pytest.raises(ValueError, match=named):
             build_instructions(documents(3), client, tokenizer, tmp_path, **{"seed": 0, "progress": False} | more)
         assert client.asked == [] and (tmp_path / "instructions.jsonl").read_bytes() == before
+    with monkeypatch.context() as changed, pytest.raises(ValueError, match="begun with another value of prompts"):
+        changed.setitem(ASK_ANSWER, "en", ASK_ANSWER["en"] + " Be brief.")
+        build_instructions(documents(3), Scripted(), tokenizer, tmp_path, seed=0, progress=False)
     assert len(build_instructions(documents(3), Scripted(), tokenizer, tmp_path, seed=0, progress=False).samples) == 3

@@ -130,8 +130,8 @@ def test_what_cannot_be_built_is_said(built, documents, tokenizer, tmp_path):
         ({"languages": {"en": -1.0, "zh": 2.0}}, "are no shares"),
         ({"found": english, "languages": ["zh"]}, "no document is in 'zh'; add some, or ask for en alone"),
         ({"path": built, "n": 100, "seed": 1, "high": 1200}, "holds 150 samples already, 100 are wanted"),
-        ({"path": built, "n": 200, "seed": 2, "high": 1200}, r"begun with another seed \(1, now 2\)"),
-        ({"path": built, "n": 200, "seed": 1, "high": 1200, "found": documents[:-1]}, "begun with another documents"),
+        ({"path": built, "n": 200, "seed": 2, "high": 1200}, r"begun with another value of seed \(1, now 2\)"),
+        ({"path": built, "n": 200, "seed": 1, "high": 1200, "found": documents[:-1]}, "begun with another value of documents"),
     ):
         with pytest.raises(ValueError, match=says):
             build(**change)
