@@ -100,6 +100,7 @@ def test_ctrl_c_starts_nothing_new_and_loses_no_answer(tmp_path, root):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         printed, errors = process.communicate(timeout=30)
+        assert printed, f"exit status {process.returncode} after {len(server.requests)} requests:\n{errors}"
         usage, asked = json.loads(printed), len(server.requests)
         assert usage["calls"] == asked == usage["requests"] < 60 and "requests in flight get 10 s" in errors
         assert len(cache.read_bytes().splitlines()) == asked  # all that were in flight were let finish
