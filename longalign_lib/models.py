@@ -225,7 +225,7 @@ def environment_report(**more: str):
     device = pick_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     rows = {"python": platform.python_version(), "device": name, "dtype": str(pick_dtype(device)).removeprefix("torch.")}
-    rows |= {p: version(p) for p in ("torch", "transformers", "deepspeed", "datasets", "flash-attn")} | more
+    rows |= {p: version(p) for p in ("torch", "transformers", "deepspeed", "datasets", "flash-attn", "flash-attn-4")} | more
     return pd.DataFrame({"item": list(rows), "value": list(rows.values())})
 
 

@@ -35,7 +35,7 @@ def several_gpus(record: dict) -> pd.DataFrame:
         record: the file's content.
 
     Returns:
-        Columns backend ("DDP", "ZeRO-3"), model, window, plan (naive, sorted, packed, balanced), ranks, tokens_per_second (of the
+        Models as they come in the record; columns backend ("DDP", "ZeRO-3"), model, window, plan (naive, sorted, packed, balanced), ranks, tokens_per_second (of the
         timed steps), efficiency (over one rank's speed times the ranks; NaN without a run on one), computing (share of the ranks' time
         in kernels of their own), waiting (share of the ranks' time, measured in the last step; over all steps predicted from packs
         timed alone, ``waiting_timed``, and from FLOPs, ``waiting_flops``), peak_gib (largest of the ranks).
@@ -59,4 +59,4 @@ def several_gpus(record: dict) -> pd.DataFrame:
         "computing": both.gpu_busy.map(lambda shares: sum(shares) / len(shares)), "waiting": both.gpu_waiting,
         "waiting_timed": predicted["measured"], "waiting_flops": predicted["from_flops"], "peak_gib": both.peak_gib})  # fmt: skip
     order = ["model", "backend", "window", "plan"]
-    return table.sort_values(order, key=lambda c: c.map({"135M": 0}).fillna(1) if c.name == "model" else c, ignore_index=True)
+    return table.sort_values(order, key=lambda c: pd.factorize(c)[0] if c.name == "model" else c, ignore_index=True)

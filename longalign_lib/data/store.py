@@ -79,6 +79,14 @@ class Shard:
         return pairs + np.repeat(self.starts[:-1], np.diff(self.run_starts))[:, None]
 
 
+def narrow(ids, dtype: np.dtype) -> np.ndarray:
+    """Token ids in the type of a store, see `id_type`; ValueError for an id that it cannot hold."""
+    ids = np.asarray(ids)
+    if len(ids) and (largest := int(ids.max())) > np.iinfo(dtype).max:
+        raise ValueError(f"token id {largest} does not fit into {np.dtype(dtype).name}; give the type of the largest id, see id_type")
+    return ids.astype(dtype, copy=False)
+
+
 def write_shard(path: Path, rows: Sequence[dict], dtype: np.dtype, facts: dict) -> None:
     """Write one shard, whole or not at all.
 
@@ -89,14 +97,11 @@ def write_shard(path: Path, rows: Sequence[dict], dtype: np.dtype, facts: dict) 
         dtype: of the ids, see `id_type`.
         facts: JSON to be kept in the schema.
     """
-    largest = max((int(np.max(r["input_ids"])) for r in rows if len(r["input_ids"])), default=0)
-    if largest > np.iinfo(dtype).max:
-        raise ValueError(f"{path.name}: token id {largest} does not fit into {np.dtype(dtype).name}; give the type of the largest id, see id_type")
     columns = {
         "sample": pa.array([r["sample"] for r in rows], pa.int64()),
         "tokens": pa.array([r["tokens"] for r in rows], pa.int64()),
         "targets": pa.array([int(np.count_nonzero(r["mask"][1:])) for r in rows], pa.int32()),
-        "input_ids": _ragged([np.asarray(r["input_ids"]).astype(dtype, copy=False) for r in rows], dtype),
+        "input_ids": _ragged([narrow(r["input_ids"], dtype) for r in rows], dtype),
         "target_runs": _ragged([runs_of(r["mask"]).astype(np.int32).ravel() for r in rows], np.dtype(np.int32)),
         "meta": pa.array([json.dumps(r["meta"]) for r in rows], pa.string()),
     }

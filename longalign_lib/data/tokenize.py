@@ -160,7 +160,7 @@ def make_shard(task: Task, tokenizer, choices: dict, template: dict) -> dict:
                     return
 
     dtype = files.id_type(1 + max(tokenizer.get_vocab().values()))
-    small = lambda row: row | {"input_ids": row["input_ids"].astype(dtype)} if "input_ids" in row else row  # noqa: E731
+    small = lambda row: row | {"input_ids": files.narrow(row["input_ids"], dtype)} if "input_ids" in row else row  # noqa: E731
     rows = [small(row) for row in encode_rows(numbered(), tokenizer, **choices, **template)]
     rejected += [{"id": places[r["sample"]], "row": r["sample"], "reason": r["reason"]} for r in rows if r["fate"] == "left_out"]
     counts = summary(rows) | {"unreadable": task.samples - len({r["sample"] for r in rows})}

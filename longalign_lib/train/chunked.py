@@ -15,8 +15,8 @@ numbers that the head's stand-in gave, times one factor or under one cap.
 
 Shapes: N positions, C rows of a chunk, D hidden size, V vocabulary. Memory beside inputs and gradients: two chunks of logits
 C x V, and for 16-bit weights one float32 V x D. Cost: four products of N x D x V where the plain loss has three. No host syncs.
-Liger's fused loss and torch's `linear_cross_entropy` were measured beside it (`benchmarks/losses.py`): right, leaner, and slower but
-for Liger with the head of a 7B model in bfloat16 (28 ms against 34 of a step of seconds), so this is the one way everywhere.
+Liger's fused loss and torch's `linear_cross_entropy` were measured beside it (`benchmarks/losses.py`): right, in bfloat16 leaner,
+and slower but for Liger with the head of a 7B model (28 ms against 34 in bfloat16), so this is the one way everywhere.
 """
 
 from __future__ import annotations

@@ -55,6 +55,24 @@ def test_files_give_the_rows_that_memory_gives(tokenizer, file, tmp_path):
     assert saved == {k: v for k, v in report.items() if k not in ("shards", "shards_found")}
 
 
+def test_a_shard_ends_at_its_bytes_and_the_rows_are_the_same(tokenizer, file, tmp_path, monkeypatch):
+    lines = file.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr(module, "SHARD_BYTES", 1000)
+    report = tokenize(file, tokenizer, tmp_path / "small")
+    tasks = list(module.plan([file], {}, tmp_path / "small", 1024))
+    assert report["shards"] == len(tasks) > 5 and sum(t.size for t in tasks) == sum(map(len, lines))
+    assert all(t.size - len(lines[t.sample + t.samples - 1]) < 1000 for t in tasks) and all(t.size >= 1000 for t in tasks[:-1])
+    monkeypatch.undo()
+    assert tokenize(file, tokenizer, tmp_path / "large")["shards"] == 1
+    same(TokenStore.load(tmp_path / "small"), TokenStore.load(tmp_path / "large"))
+
+
+def test_an_id_beyond_the_vocabulary_is_an_error_and_not_another_token(tokenizer, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.files, "id_type", lambda vocabulary: np.dtype(np.uint8))
+    with pytest.raises(ValueError, match=r"token id \d+ does not fit into uint8"):
+        tokenize(file, tokenizer, tmp_path / "out")
+
+
 def test_processes_and_reruns_change_nothing(tokenizer, file, tmp_path):
     tokenize(file, tokenizer, tmp_path / "one", shard_samples=8)
     report = tokenize(file, tokenizer, tmp_path / "two", shard_samples=8, processes=2)
