@@ -10,7 +10,7 @@ sorted, packed and balanced plans of eight packs a step. Tables:
                 (collectives, optimiser, launches); ``gpu_...``: what each GPU did in the last step, from its kernels, and the
                 share of rank-time spent waiting for slower ranks; ``efficiency``: tokens/s over those of one rank times the ranks
     waiting     share of rank-time spent waiting, from packs timed alone on the ranks that they are dealt to, beside what FLOPs
-                and a fitted cost predict; what 2, 4 and 8 such ranks would wait
+                and a fitted cost predict; what 2, 4 and 8 such ranks would wait; over all steps, and in the last, which is watched
     gradients   of one step, against those of one rank
     resume      killed with SIGKILL on n ranks, continued on n and on n / 2: largest relative difference of the losses
 

@@ -127,7 +127,10 @@ def idle_share(dealt: pd.DataFrame, seconds: pd.Series, world: int, wait: str = 
 
 
 def waiting(plan: Plan, method: str, world: int, seconds: pd.Series, timed: list[int], config, recompute: bool) -> dict:
-    """Waiting on ``world`` ranks from packs timed alone, beside what FLOPs say, and the same with coefficients fitted to ``timed``."""
+    """Waiting on ``world`` ranks from packs timed alone, beside what FLOPs say, and the same with coefficients fitted to ``timed``.
+
+    ``idle_...`` is over all steps, ``idle_last_...`` of the last, the one whose kernels are watched.
+    """
     packs = plan.packs().set_index("pack")
     counted = cost.from_config(config, 1.0, recompute)
     fitted = cost.fit(packs.slots[timed], packs.squares[timed], seconds[timed]) if len(timed) >= 3 else counted
@@ -138,7 +141,8 @@ def waiting(plan: Plan, method: str, world: int, seconds: pd.Series, timed: list
         if guess is None:
             law = counted if name == "from_flops" else fitted
             guess = pd.Series(law(packs.slots, packs.squares), packs.index)
-        facts |= {f"idle_{name}": idle_share(dealt, guess, world), f"idle_a_step_{name}": idle_share(dealt, guess, world, "step")}
+        for steps, which in ((dealt, "idle"), (dealt[dealt.step == dealt.step.max()], "idle_last")):
+            facts |= {f"{which}_{name}": idle_share(steps, guess, world), f"{which}_a_step_{name}": idle_share(steps, guess, world, "step")}
     return facts
 
 

@@ -65,3 +65,30 @@ def test_what_cannot_be_said_is_not_said(kernels):
     seen.start()
     seen.stop()
     assert seen.kernels() is None or len(seen.kernels()["start"]) == 0  # without CUDA, nothing is watched
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_predicted_waiting_is_what_a_clock_on_every_rank_says(load_bench, monkeypatch, root, seed):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    worker, rng = load_bench("multi_gpu_worker"), np.random.default_rng(seed)
+    from transformers import LlamaConfig
+
+    from longalign_lib.train.plan import assign, build_plan
+
+    lengths = rng.integers(1, 120, 60)
+    plan = build_plan(lengths, method="packed", capacity=128, packs_per_step=8, seed=seed)
+    seconds = plan.packs().set_index("pack").slots * 0.01 + rng.random(len(plan.packs()))
+    found = worker.waiting(plan, "packed", 4, seconds, [], LlamaConfig(**worker.MODELS["tiny"]), False)
+    met, waits = {}, {}  # a rank's packs by step and micro-step, each step's (micro-step's) waiting and time
+    for row in assign(plan, 4, False).itertuples():
+        met.setdefault(row.step, {}).setdefault(row.micro, [0.0] * 4)[row.rank] += seconds[row.pack]
+    for step, micros in met.items():
+        for name, groups in (("", micros.values()), ("a_step_", [np.sum(list(micros.values()), axis=0)])):
+            lost, spent = (sum(f(g) for g in groups) for f in (lambda g: sum(max(g) - x for x in g), lambda g: 4 * max(g)))
+            waits[step, name] = np.array([lost, spent])
+    last = max(met)
+    assert len(met) > 1
+    for name in ("", "a_step_"):
+        lost, spent = sum(waits[step, name] for step in met)
+        assert found[f"idle_{name}measured"] == pytest.approx(lost / spent)
+        assert found[f"idle_last_{name}measured"] == pytest.approx(waits[last, name][0] / waits[last, name][1])

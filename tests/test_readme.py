@@ -135,6 +135,11 @@ def test_what_two_gpus_did_is_the_recorded_run(root):
         assert said.format(f"{round(on_two['ddp', '135M', 16, method]['tokens_per_second'], -3):,.0f}") in text
     waited = [f"{on_two['ddp', '135M', 16, method]['gpu_waiting']:.1%}" for method in ("balanced", "packed")]
     assert f"{waited[0]} of the time by the balanced plan, {waited[1]} by" in text
+    speeds = [f"{round(on_two['zero3', '135M', 64, m]['tokens_per_second'], -3):,.0f}" for m in ("balanced", "packed", "sorted", "naive")]
+    assert "At 64k under ZeRO-3, as the paper trained: {}, {}, {} and {}.".format(*speeds) in text
+    shares = [on_two["ddp", "135M", 32, method]["gpu_waiting"] for method in ("balanced", "packed")]
+    foretold = {r["method"]: r["idle_last_a_step_measured"] for r in record["waiting"] if (r["backend"], r["window"], r["ranks"]) == ("ddp", 32_768, 2)}
+    assert f"at 32k {shares[0]:.1%} and {shares[1]:.1%}, where packs timed alone predict {foretold['balanced']:.1%} and {foretold['packed']:.1%}" in text
     gain = {key[:3]: f"{r['efficiency']:.0%}" for key, r in on_two.items() if key[3] == "balanced" and "efficiency" in r}
     small = f"{gain['ddp', '135M', 16]} of twice as fast as one, {gain['ddp', '135M', 64]} at 64k; under ZeRO-3 {gain['zero3', '135M', 16]}"
     assert f"{small} and {gain['zero3', '135M', 64]}; a 1B model at 16k {gain['ddp', '1B', 16]} (DDP) and {gain['zero3', '1B', 16]} (ZeRO-3)" in text

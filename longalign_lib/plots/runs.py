@@ -138,23 +138,25 @@ def speeds(frame: pd.DataFrame, out: Path | None = None, name: str = "speeds", s
 
 
 def waiting_beside(frame: pd.DataFrame, out: Path | None = None, name: str = "waiting_measured"):
-    """Share of the GPUs' time spent waiting for slower ones: predicted twice and measured, a line a case.
+    """Share of the GPUs' time spent waiting for slower ones: predicted and measured, a line a case.
 
     Args:
-        frame: columns case (a text), plan, waiting, waiting_timed, waiting_flops (0..1); NaN where a case was not measured.
+        frame: columns case (a text), plan, waiting, waiting_timed, waiting_flops (of the step that was measured), waiting_timed_all (over
+            all steps, drawn where waiting_timed is missing); all 0..1, NaN where not measured.
     """
     cases, plans = (list(dict.fromkeys(frame[c])) for c in ("case", "plan"))
-    ways = {"waiting_flops": ("predicted from FLOPs", "o", "none"), "waiting_timed": ("predicted from packs timed alone", "o", "full"),
-            "waiting": ("measured, one step", "X", "full")}  # fmt: skip
+    ways = {"waiting_flops": ("predicted from FLOPs", "o", "none", 0), "waiting_timed": ("from packs timed alone", "o", "full", 0),
+            "waiting_timed_all": ("the same, mean of all steps", "D", "full", 5), "waiting": ("measured, one step", "X", "full", 4)}  # fmt: skip
+    frame = frame.assign(waiting_timed_all=frame.waiting_timed_all.where(frame.waiting_timed.isna()))
     fig, axes = style.new("wide", height=0.24 * len(frame) / max(1, len(cases)) * 2 + 1.9, cols=len(cases), sharex=True, sharey=True, squeeze=False)
     for ax, case in zip(axes[0], cases):
         mine = frame[frame.case == case].set_index("plan").reindex(plans)
         y = np.arange(len(plans))
         spread = 100 * mine[list(ways)]
         ax.hlines(y, spread.min(axis=1), spread.max(axis=1), color="#CCCCCC", linewidth=3, zorder=1)
-        for k, (column, (label, marker, fill)) in enumerate(ways.items()):
-            colour = style.COLOURS[(0, 0, 4)[k]]
-            ax.scatter(spread[column], y, marker=marker, s=60 if marker == "X" else 42, edgecolors=colour, zorder=2 + k, label=label,
+        for k, (column, (label, marker, fill, shade)) in enumerate(ways.items()):
+            colour = style.COLOURS[shade]
+            ax.scatter(spread[column], y, marker=marker, s={"X": 60, "o": 42, "D": 30}[marker], edgecolors=colour, zorder=2 + k, label=label,
                        facecolors="white" if fill == "none" else colour)  # fmt: skip
         for at, absent in zip(y, mine.waiting.isna()):
             if absent:
@@ -163,5 +165,5 @@ def waiting_beside(frame: pd.DataFrame, out: Path | None = None, name: str = "wa
         ax.set(xlabel="% of time waiting")
     axes[0][0].set_yticks(range(len(plans)), plans)
     axes[0][0].set(ylim=(len(plans) - 0.5, -0.5))
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return style.finish(fig, name, frame, out)
