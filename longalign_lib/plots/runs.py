@@ -120,7 +120,8 @@ def speeds(frame: pd.DataFrame, out: Path | None = None, name: str = "speeds", s
     """
     cases, ways = (list(dict.fromkeys(frame[c])) for c in ("case", "way"))
     panels = {"tokens_per_second": (1e-3, "thousand tokens / s"), "share": (100, share), "peak_gib": (1, "peak GiB")}
-    fig, axes = style.new("wide", height=3.4, cols=len(panels))
+    stacked = len(cases) > 5  # side by side, that many names would run into each other
+    fig, axes = style.new("wide", height=6.2, rows=len(panels), sharex=True) if stacked else style.new("wide", height=3.4, cols=len(panels))
     wide = 0.84 / len(ways)
     for ax, (column, (scale, label)) in zip(axes, panels.items()):
         for k, way in enumerate(ways):
@@ -130,8 +131,8 @@ def speeds(frame: pd.DataFrame, out: Path | None = None, name: str = "speeds", s
             ax.bar(x, np.nan_to_num(y), wide * 0.92, color=style.COLOURS[k % 8], label=way)
             lost = [at for at, value, t in zip(x, y, tried) if t and np.isnan(value)]
             ax.scatter(lost, [0] * len(lost), marker="x", s=22, color=style.COLOURS[k % 8], clip_on=False, zorder=5)
-        ax.set_xticks(range(len(cases)), cases, fontsize=8 if len(cases) < 6 else 6)
-        ax.set(xlabel=cases_are)
+        ax.set_xticks(range(len(cases)), cases, fontsize=8)
+        ax.set(xlabel="" if stacked and ax is not axes[-1] else cases_are)
         ax.set_title(label, fontsize=10)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), fontsize=8)
     return style.finish(fig, name, frame, out, note="cross: out of memory; no mark: not tried")

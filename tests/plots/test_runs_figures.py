@@ -75,6 +75,15 @@ def test_speeds_mark_what_ran_out_of_memory_and_leave_out_what_was_not_tried(tmp
     assert [t.get_text() for t in speed.get_xticklabels()] == ["8k", "64k"]
 
 
+def test_many_cases_stand_below_each_other_each_name_once(tmp_path):
+    frame = pd.DataFrame({"case": [f"a long name {k}" for k in range(6)], "way": "packed", "tokens_per_second": np.arange(6) * 1e3,
+                          "share": 0.5, "peak_gib": 1.0})  # fmt: skip
+    speed, _, peak = runs.speeds(frame, tmp_path, cases_are="sizes").axes
+    assert speed.get_position().y0 > peak.get_position().y1 and speed.get_position().x0 == pytest.approx(peak.get_position().x0)
+    assert [t.get_text() for t in peak.get_xticklabels()] == frame.case.tolist()
+    assert [t.get_visible() for t in speed.get_xticklabels()] == [False] * 6 and (speed.get_xlabel(), peak.get_xlabel()) == ("", "sizes")
+
+
 def test_figures_need_no_folder(held):
     assert runs.memory_bars(held, 79.2) is not None
 
