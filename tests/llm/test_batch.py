@@ -78,8 +78,9 @@ def test_the_bar_shows_the_cost_so_far(server, capsys, monkeypatch):
 
 
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from longalign_lib.llm import ChatClient, Request
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 client = ChatClient(sys.argv[1], "m", cache=sys.argv[2], concurrency=4)
 print("ready", flush=True)
 try:
