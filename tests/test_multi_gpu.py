@@ -67,8 +67,9 @@ def test_what_cannot_be_said_is_not_said(kernels):
     assert seen.kernels() is None or len(seen.kernels()["start"]) == 0  # without CUDA, nothing is watched
 
 
+@pytest.mark.parametrize("method", ["packed", "balanced"])
 @pytest.mark.parametrize("seed", range(5))
-def test_predicted_waiting_is_what_a_clock_on_every_rank_says(load_bench, monkeypatch, root, seed):
+def test_predicted_waiting_is_what_a_clock_on_every_rank_says(load_bench, monkeypatch, root, seed, method):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     worker, rng = load_bench("multi_gpu_worker"), np.random.default_rng(seed)
     from transformers import LlamaConfig
@@ -76,11 +77,11 @@ def test_predicted_waiting_is_what_a_clock_on_every_rank_says(load_bench, monkey
     from longalign_lib.train.plan import assign, build_plan
 
     lengths = rng.integers(1, 120, 60)
-    plan = build_plan(lengths, method="packed", capacity=128, packs_per_step=8, seed=seed)
+    plan = build_plan(lengths, method=method, capacity=128, packs_per_step=8, seed=seed)
     seconds = plan.packs().set_index("pack").slots * 0.01 + rng.random(len(plan.packs()))
-    found = worker.waiting(plan, "packed", 4, seconds, [], LlamaConfig(**worker.MODELS["tiny"]), False)
+    found = worker.waiting(plan, method, 4, seconds, [], LlamaConfig(**worker.MODELS["tiny"]), False)
     met, waits = {}, {}  # a rank's packs by step and micro-step, each step's (micro-step's) waiting and time
-    for row in assign(plan, 4, False).itertuples():
+    for row in assign(plan, 4, method == "balanced").itertuples():
         met.setdefault(row.step, {}).setdefault(row.micro, [0.0] * 4)[row.rank] += seconds[row.pack]
     for step, micros in met.items():
         for name, groups in (("", micros.values()), ("a_step_", [np.sum(list(micros.values()), axis=0)])):

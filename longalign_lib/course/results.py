@@ -35,9 +35,10 @@ def several_gpus(record: dict) -> pd.DataFrame:
         record: the file's content.
 
     Returns:
-        Models as they come in the record; columns backend ("DDP", "ZeRO-3"), model, window, plan (naive, sorted, packed, balanced), ranks, tokens_per_second (of the
-        timed steps), efficiency (over one rank's speed times the ranks; NaN without a run on one), computing (share of the ranks' time
-        in kernels of their own), waiting (share of the ranks' time, measured in the last step; predicted for that step from packs timed
+        Models as they come in the record; columns backend ("DDP", "ZeRO-3"), model, window, plan (naive, sorted, packed, balanced), ranks, tokens_per_second
+        (over all steps, in which every plan of a window computes the same rows; the first warms up and the last is profiled),
+        efficiency (of the timed steps: speed over that of one rank times the ranks; NaN without a run on one), computing (share of the
+        ranks' time in kernels of their own, in the last step), waiting (share of their time, measured in the last step; predicted for that step from packs timed
         alone, ``waiting_timed``, NaN where their times were not kept, and from FLOPs, ``waiting_flops``; from packs timed alone over
         all steps, ``waiting_timed_all``), peak_gib (largest of the ranks).
 
@@ -53,13 +54,14 @@ def several_gpus(record: dict) -> pd.DataFrame:
     both = steps.merge(waiting[(waiting.ranks == waiting.world) & (waiting.timed_on == waiting.world)], on=keys, validate="1:1")
     meets = (both.backend == "zero3").map({True: "", False: "a_step_"})  # ZeRO-3's ranks meet in every micro-step
     rows = [row for _, row in both.iterrows()]
-    last = {way: [row.get(f"idle_last_{meet}{way}", float("nan")) for row, meet in zip(rows, meets)] for way in ("measured", "from_flops")}
+    timed = [row.get(f"idle_last_{meet}measured", float("nan")) for row, meet in zip(rows, meets)]
+    flops = [row[f"idle_last_{meet}from_flops"] for row, meet in zip(rows, meets)]
     whole_run = [row[f"idle_{meet}measured"] for row, meet in zip(rows, meets)]
     table = pd.DataFrame({
         "backend": both.backend.map({"ddp": "DDP", "zero3": "ZeRO-3"}), "model": both.model, "window": both.window,
         "plan": pd.Categorical(both.method, ["naive", "sorted", "packed", "balanced"], ordered=True), "ranks": both.world,
-        "tokens_per_second": both.tokens_per_second, "efficiency": both.get("efficiency", float("nan")),
+        "tokens_per_second": both.tokens_per_second_all, "efficiency": both.get("efficiency", float("nan")),
         "computing": both.gpu_busy.map(lambda shares: sum(shares) / len(shares)), "waiting": both.gpu_waiting,
-        "waiting_timed": last["measured"], "waiting_flops": last["from_flops"], "waiting_timed_all": whole_run, "peak_gib": both.peak_gib})  # fmt: skip
+        "waiting_timed": timed, "waiting_flops": flops, "waiting_timed_all": whole_run, "peak_gib": both.peak_gib})  # fmt: skip
     order = ["model", "backend", "window", "plan"]
     return table.sort_values(order, key=lambda c: pd.factorize(c)[0] if c.name == "model" else c, ignore_index=True)

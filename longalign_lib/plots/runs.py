@@ -143,21 +143,21 @@ def waiting_beside(frame: pd.DataFrame, out: Path | None = None, name: str = "wa
 
     Args:
         frame: columns case (a text), plan, waiting, waiting_timed, waiting_flops (of the step that was measured), waiting_timed_all (over
-            all steps, drawn where waiting_timed is missing); all 0..1, NaN where not measured.
+            all steps); all 0..1, NaN where not known.
     """
     cases, plans = (list(dict.fromkeys(frame[c])) for c in ("case", "plan"))
-    ways = {"waiting_flops": ("predicted from FLOPs", "o", "none", 0), "waiting_timed": ("from packs timed alone", "o", "full", 0),
-            "waiting_timed_all": ("the same, mean of all steps", "D", "full", 5), "waiting": ("measured, one step", "X", "full", 4)}  # fmt: skip
-    frame = frame.assign(waiting_timed_all=frame.waiting_timed_all.where(frame.waiting_timed.isna()))
+    ways = {"waiting_flops": ("one step: predicted from FLOPs", "o", "none", 0), "waiting_timed": ("from packs timed alone", "o", "full", 0),
+            "waiting": ("measured", "X", "full", 4), "waiting_timed_all": ("all steps: from packs timed alone", "D", "full", 5)}  # fmt: skip
     fig, axes = style.new("wide", height=0.24 * len(frame) / max(1, len(cases)) * 2 + 1.9, cols=len(cases), sharex=True, sharey=True, squeeze=False)
     for ax, case in zip(axes[0], cases):
         mine = frame[frame.case == case].set_index("plan").reindex(plans)
         y = np.arange(len(plans))
         spread = 100 * mine[list(ways)]
-        ax.hlines(y, spread.min(axis=1), spread.max(axis=1), color="#CCCCCC", linewidth=3, zorder=1)
+        of_one = spread.drop(columns="waiting_timed_all")
+        ax.hlines(y, of_one.min(axis=1), of_one.max(axis=1), color="#CCCCCC", linewidth=3, zorder=1)
         for k, (column, (label, marker, fill, shade)) in enumerate(ways.items()):
             colour = style.COLOURS[shade]
-            ax.scatter(spread[column], y, marker=marker, s={"X": 60, "o": 42, "D": 30}[marker], edgecolors=colour, zorder=2 + k, label=label,
+            ax.scatter(spread[column], y + 0.2 * (marker == "D"), marker=marker, s={"X": 60, "o": 42, "D": 30}[marker], edgecolors=colour, zorder=2 + k, label=label,
                        facecolors="white" if fill == "none" else colour)  # fmt: skip
         for at, absent in zip(y, mine.waiting.isna()):
             if absent:

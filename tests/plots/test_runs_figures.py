@@ -94,8 +94,10 @@ def test_waiting_is_drawn_where_it_was_predicted_and_measured(tmp_path):
     fig = runs.waiting_beside(frame, tmp_path)
     first, second = fig.axes
     drawn = {c.get_label(): c.get_offsets().filled(-1).tolist() for c in first.collections if c.get_label()[0] != "_"}
-    assert drawn["measured, one step"] == [[10, 0], [40, 1]] and drawn["predicted from FLOPs"] == [[30, 0], [50, 1]]
+    assert drawn["measured"] == [[10, 0], [40, 1]] and drawn["one step: predicted from FLOPs"] == [[30, 0], [50, 1]]
     nan_free = {label: [at for at in places if at[0] >= 0] for label, places in drawn.items()}
-    assert nan_free["from packs timed alone"] == [[20, 0]] and nan_free["the same, mean of all steps"] == [[30, 1]]
+    assert nan_free["from packs timed alone"] == [[20, 0]]
+    assert nan_free["all steps: from packs timed alone"] == [[60, 0.2], [30, 1.2]]  # a little below, and not joined to the others
+    assert [line[:, 0].tolist() for line in first.collections[0].get_segments()] == [[10, 30], [40, 50]]
     assert [t.get_text() for t in second.texts] == ["not run"] and not first.texts
     assert pd.read_csv(tmp_path / "waiting_measured.csv").waiting.tolist() == [0.1, 0.4, 0.2]
