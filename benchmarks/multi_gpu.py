@@ -6,9 +6,9 @@
 The default model's sizes (135M) and a random model of about 1B, with DDP and with DeepSpeed ZeRO-3, on the mix cut at 16k to 64k, by naive,
 sorted, packed and balanced plans of eight packs a step. Tables:
 
-    steps       tokens/s of the timed steps, to compare ranks or backends by one plan, and over all steps, to compare plans: each
-                holds the same rows, but not in the same step; step times, peak memory; ``beside_packs``: the share of a step that is not the slowest rank's packs
-                (collectives, optimiser, launches); ``gpu_...``: what each GPU did in the last step, from its kernels, and the
+    steps       tokens/s of the timed steps, to compare ranks or backends by one plan (plans compare over all steps, ``tokens_all``:
+                each holds the same rows, but not in the same step), step times, peak memory; ``beside_packs``: the share of a step
+                that is not the slowest rank's packs (collectives, optimiser, launches); ``gpu_...``: what each GPU did in the last step, from its kernels, and the
                 share of rank-time spent waiting for slower ranks; ``efficiency``: tokens/s over those of one rank times the ranks
     waiting     share of rank-time spent waiting, from packs timed alone on the ranks that they are dealt to, beside what FLOPs
                 and a fitted cost predict; what 2, 4 and 8 such ranks would wait; over all steps, and in the last, which is watched

@@ -274,7 +274,7 @@ class Launch:
         critical = critical_seconds(plan, method, self.world, seconds, wait)
         timed = slice(1, -1 if self.cuda else None)  # the first step warms up, the last is profiled
         self.write({"table": "steps", **case, "recompute": self.recompute, "steps": len(walls), "tokens": int(tokens[timed].sum()),
-                    "tokens_all": int(tokens.sum()), "tokens_per_second_all": float(tokens.sum() / walls.sum()),
+                    "tokens_all": int(tokens.sum()),
                     "step_seconds": [round(x, 5) for x in walls.tolist()],
                     "tokens_per_second": float(tokens[timed].sum() / walls[timed].sum()),
                     "critical_seconds": [round(x, 5) for x in critical.tolist()],

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from transformers import LlamaConfig
+
+from longalign_lib.train.plan import assign, build_plan
 
 
 @pytest.fixture(scope="module")
 def kernels(load_bench):
     """benchmarks/multi_gpu_kernels.py."""
     return load_bench("multi_gpu_kernels")
+
+
+@pytest.fixture
+def worker(load_bench, monkeypatch, root):
+    """benchmarks/multi_gpu_worker.py, which imports files beside it."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    return load_bench("multi_gpu_worker")
 
 
 def drawn(rng, n, ticks=60):
@@ -69,13 +81,8 @@ def test_what_cannot_be_said_is_not_said(kernels):
 
 @pytest.mark.parametrize("method", ["packed", "balanced"])
 @pytest.mark.parametrize("seed", range(5))
-def test_predicted_waiting_is_what_a_clock_on_every_rank_says(load_bench, monkeypatch, root, seed, method):
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    worker, rng = load_bench("multi_gpu_worker"), np.random.default_rng(seed)
-    from transformers import LlamaConfig
-
-    from longalign_lib.train.plan import assign, build_plan
-
+def test_predicted_waiting_is_what_a_clock_on_every_rank_says(worker, seed, method):
+    rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 120, 60)
     plan = build_plan(lengths, method=method, capacity=128, packs_per_step=8, seed=seed)
     seconds = plan.packs().set_index("pack").slots * 0.01 + rng.random(len(plan.packs()))
@@ -93,3 +100,22 @@ def test_predicted_waiting_is_what_a_clock_on_every_rank_says(load_bench, monkey
         lost, spent = sum(waits[step, name] for step in met)
         assert found[f"idle_{name}measured"] == pytest.approx(lost / spent)
         assert found[f"idle_last_{name}measured"] == pytest.approx(waits[last, name][0] / waits[last, name][1])
+
+
+def test_the_record_counts_the_tokens_of_its_plans_and_their_flops(worker, root):
+    record = json.loads((root / "results" / "multi_gpu.json").read_text())
+    steps = {r["window"]: 4 if r["window"] == 16_384 else 3 for r in record["steps"]}
+    assert sorted(steps) == [16_384, 32_768, 65_536]
+    plans = {window: worker.plans_of(window, n, record["provenance"]["seed"])[1] for window, n in steps.items()}
+    for row in record["steps"]:
+        tokens = plans[row["window"]][row["method"]].table.groupby("step").length.sum()
+        assert (row["tokens"], row["tokens_all"], len(row["step_seconds"])) == (tokens.iloc[1:-1].sum(), tokens.sum(), len(tokens)), row
+    for four in plans.values():  # plans compare over all steps since each holds the same rows
+        rows = [np.sort(plan.table.length).tolist() for plan in four.values()]
+        assert len(rows) == 4 and rows.count(rows[0]) == 4
+    for row in record["waiting"]:
+        plan, size = plans[row["window"]][row["method"]], worker.MODELS[row["model"]]
+        seconds = plan.packs().set_index("pack").slots * 1.0  # of no matter: FLOPs are looked at
+        found = worker.waiting(plan, row["method"], row["ranks"], seconds, [], LlamaConfig(**size), row["model"] != "135M")
+        told = [k for k in row if k.endswith("from_flops")]
+        assert len(told) == 4 and [found[k] for k in told] == pytest.approx([row[k] for k in told], abs=1e-9), row

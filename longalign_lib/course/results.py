@@ -35,12 +35,17 @@ def several_gpus(record: dict) -> pd.DataFrame:
         record: the file's content.
 
     Returns:
-        Models as they come in the record; columns backend ("DDP", "ZeRO-3"), model, window, plan (naive, sorted, packed, balanced), ranks, tokens_per_second
-        (over all steps, in which every plan of a window computes the same rows; the first warms up and the last is profiled),
-        efficiency (of the timed steps: speed over that of one rank times the ranks; NaN without a run on one), computing (share of the
-        ranks' time in kernels of their own, in the last step), waiting (share of their time, measured in the last step; predicted for that step from packs timed
-        alone, ``waiting_timed``, NaN where their times were not kept, and from FLOPs, ``waiting_flops``; from packs timed alone over
-        all steps, ``waiting_timed_all``), peak_gib (largest of the ranks).
+        Models as they come in the record; columns
+
+            backend, model, window, plan, ranks   "DDP" or "ZeRO-3"; naive, sorted, packed or balanced
+            tokens_per_second   over all steps, in which every plan of a window computes the same rows (the first warms up)
+            efficiency          timed steps: speed over that of one rank times the ranks; NaN without a run on one
+            computing           share of the ranks' time in kernels of their own, in the last step
+            waiting             share of the ranks' time, measured in the last step
+            waiting_timed       predicted for that step from packs timed alone; NaN where their times were not kept
+            waiting_flops       predicted for that step from FLOPs
+            waiting_timed_all   predicted from packs timed alone, over all steps
+            peak_gib            largest of the ranks
 
     Raises:
         ValueError: no case ran on more than one rank.
@@ -60,7 +65,7 @@ def several_gpus(record: dict) -> pd.DataFrame:
     table = pd.DataFrame({
         "backend": both.backend.map({"ddp": "DDP", "zero3": "ZeRO-3"}), "model": both.model, "window": both.window,
         "plan": pd.Categorical(both.method, ["naive", "sorted", "packed", "balanced"], ordered=True), "ranks": both.world,
-        "tokens_per_second": both.tokens_per_second_all, "efficiency": both.get("efficiency", float("nan")),
+        "tokens_per_second": both.tokens_all / both.step_seconds.map(sum), "efficiency": both.get("efficiency", float("nan")),
         "computing": both.gpu_busy.map(lambda shares: sum(shares) / len(shares)), "waiting": both.gpu_waiting,
         "waiting_timed": timed, "waiting_flops": flops, "waiting_timed_all": whole_run, "peak_gib": both.peak_gib})  # fmt: skip
     order = ["model", "backend", "window", "plan"]

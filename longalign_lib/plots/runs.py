@@ -146,8 +146,13 @@ def waiting_beside(frame: pd.DataFrame, out: Path | None = None, name: str = "wa
             all steps); all 0..1, NaN where not known.
     """
     cases, plans = (list(dict.fromkeys(frame[c])) for c in ("case", "plan"))
-    ways = {"waiting_flops": ("one step: predicted from FLOPs", "o", "none", 0), "waiting_timed": ("from packs timed alone", "o", "full", 0),
-            "waiting": ("measured", "X", "full", 4), "waiting_timed_all": ("all steps: from packs timed alone", "D", "full", 5)}  # fmt: skip
+    blue, red, light = (style.COLOURS[k] for k in (0, 4, 5))
+    ways = {  # label, marker, size, edge, face, how far below
+        "waiting_flops": ("one step: predicted from FLOPs", "o", 42, blue, "white", 0),
+        "waiting_timed": ("from packs timed alone", "o", 42, blue, blue, 0),
+        "waiting": ("measured", "X", 60, red, red, 0),
+        "waiting_timed_all": ("all steps: from packs timed alone", "D", 30, light, light, 0.2),
+    }
     fig, axes = style.new("wide", height=0.24 * len(frame) / max(1, len(cases)) * 2 + 1.9, cols=len(cases), sharex=True, sharey=True, squeeze=False)
     for ax, case in zip(axes[0], cases):
         mine = frame[frame.case == case].set_index("plan").reindex(plans)
@@ -155,10 +160,8 @@ def waiting_beside(frame: pd.DataFrame, out: Path | None = None, name: str = "wa
         spread = 100 * mine[list(ways)]
         of_one = spread.drop(columns="waiting_timed_all")
         ax.hlines(y, of_one.min(axis=1), of_one.max(axis=1), color="#CCCCCC", linewidth=3, zorder=1)
-        for k, (column, (label, marker, fill, shade)) in enumerate(ways.items()):
-            colour = style.COLOURS[shade]
-            ax.scatter(spread[column], y + 0.2 * (marker == "D"), marker=marker, s={"X": 60, "o": 42, "D": 30}[marker], edgecolors=colour, zorder=2 + k, label=label,
-                       facecolors="white" if fill == "none" else colour)  # fmt: skip
+        for k, (column, (label, marker, size, edge, face, below)) in enumerate(ways.items()):
+            ax.scatter(spread[column], y + below, marker=marker, s=size, edgecolors=edge, facecolors=face, zorder=2 + k, label=label)
         for at, absent in zip(y, mine.waiting.isna()):
             if absent:
                 ax.text(0, at, "not run", fontsize=8, va="center", color=style.GREY)

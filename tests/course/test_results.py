@@ -12,7 +12,7 @@ def case(backend="ddp", world=2, method="packed", **more):
 
 
 def made(**more):
-    step = {"tokens_per_second": 300.0, "tokens_per_second_all": 100.0, "gpu_busy": [0.9, 0.5], "gpu_waiting": 0.2, "peak_gib": 3.0}
+    step = {"tokens_per_second": 300.0, "tokens_all": 600, "step_seconds": [3.0, 2.0, 1.0], "gpu_busy": [0.9, 0.5], "gpu_waiting": 0.2, "peak_gib": 3.0}
     guess = {"idle_measured": 0.4, "idle_a_step_measured": 0.3, "idle_last_from_flops": 0.6, "idle_last_a_step_from_flops": 0.5}
     kept = {"zero3": {"idle_last_measured": 0.45, "idle_last_a_step_measured": 0.35}, "ddp": {}}
     waiting = [case(b, ranks=n, timed_on=2, **guess, **kept[b]) for b in ("ddp", "zero3") for n in (2, 4)]
@@ -42,7 +42,4 @@ def test_the_recorded_run_is_read_whole(root):
     assert table.drop(columns=["efficiency", "waiting_timed"]).notna().all(axis=None) and table.groupby(["model", "backend"], observed=True).ngroups == 4
     same = table[table.waiting_timed.notna() & (table.plan == "packed")]
     assert len(same) >= 2 and (same.waiting - same.waiting_timed).abs().max() < 0.02  # packed plans only: others are farther off
-    held = {(r["window"], r["tokens_all"]) for r in record["steps"]}
-    assert len(held) == len({window for window, _ in held}) == 3  # every plan of a window has the same rows
-    assert all(r["tokens_per_second_all"] == pytest.approx(r["tokens_all"] / sum(r["step_seconds"]), rel=1e-4) for r in record["steps"])
     assert table.computing.between(0, 1).all() and (table.tokens_per_second > 1000).all()
