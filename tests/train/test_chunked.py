@@ -256,6 +256,7 @@ def worker(out):
     import torch.distributed as dist
 
     from longalign_lib.train.__main__ import _deepspeed_without_compiler
+    from longalign_lib.train.run import leave
 
     _deepspeed_without_compiler()
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
@@ -287,7 +288,7 @@ def worker(out):
                      "furthest": off[0], "moved": off[1], "head_outside": sizes})  # fmt: skip
     if rank == 0:
         Path(out).write_text(json.dumps(seen), encoding="utf8")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
