@@ -2,14 +2,16 @@
 
     states       bytes a parameter: with DeepSpeed in bf16 weights 2, gradients 2, float32 masters and Adam's two moments 12;
                  under plain autocast weights 4, gradients 4, moments 8, and a 16-bit copy of what is in use. ZeRO divides by
-                 the ranks: stage 1 the 12, stage 2 the gradients too, stage 3 the weights too; offloading moves them to the host
+                 the ranks: stage 1 the 12, stage 2 the gradients too, stage 3 the weights too. Offloading the optimizer moves
+                 the 12 and the gradients to the host, where they are float32 (4); offloading the parameters moves the weights
     activations  bytes a token and layer of a Llama-like layer with fused attention: 24 h + 6 k + 8 f (h hidden size, k width
                  of the keys, f of the feed-forward layer), all of it for every layer; with recomputation 2 h for every layer
                  and the whole once
     logits       of a chunk of positions, in 16 and 32 bits with their gradient; with recomputation only what goes beyond a layer
 
-Not in it: fragmentation, NCCL buffers, the CUDA context (0.5 to 1 GiB). Against peaks recorded on an H100 it is within a
-quarter (tests/train/test_memory.py).
+Not in it: fragmentation, NCCL buffers, the CUDA context (0.5 to 1 GiB), the host's pinned buffers (DeepSpeed's own estimate
+adds half again for them). Against peaks recorded on an H100, none of which offload, it is within a quarter; with offloading
+the states are those of DeepSpeed's estimator (tests/train/test_memory.py).
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def estimate(config, tokens: int, *, ranks: int = 1, zero_stage: int | None = No
     if stage == 3:  # what is collected for the layer at hand
         weights += 2 * (n / layers) * 2
     if offload_optimizer:
-        host, optimizer = host + optimizer * ranks, 0.0
+        host, optimizer, gradients = host + (12 + 4) * n, 0.0, 0.0
     if offload_parameters:
         host, weights = host + 2 * n, 2 * (n / layers) * 2
     whole = tokens * (24 * h + 6 * kv + 8 * config.intermediate_size)

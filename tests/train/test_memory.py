@@ -39,8 +39,24 @@ def test_zero_divides_and_offloading_moves():
     assert by_stage[0]["optimizer"] == whole["optimizer"] == 8 * by_stage[1]["optimizer"]
     assert by_stage[1]["gradients"] == 8 * by_stage[2]["gradients"] and by_stage[3]["weights"] < by_stage[2]["weights"]
     off = estimate(SMOL, 4096, ranks=8, zero_stage=3, offload_optimizer=True)
-    assert off["optimizer"] == 0 and off["host"] == pytest.approx(12 * parameters(SMOL) / 2**30)
-    assert off["total"] == pytest.approx(by_stage[3]["total"] - by_stage[3]["optimizer"])
+    assert off["optimizer"] == off["gradients"] == 0 and off["host"] == pytest.approx(16 * parameters(SMOL) / 2**30)
+    assert off["total"] == pytest.approx(by_stage[3]["total"] - by_stage[3]["optimizer"] - by_stage[3]["gradients"])
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_offloaded_states_are_those_of_deepspeeds_own_estimator(ranks):
+    zero3 = pytest.importorskip("deepspeed.runtime.zero.stage3").estimate_zero3_model_states_mem_needs
+    zero2 = pytest.importorskip("deepspeed.runtime.zero.stage_1_and_2").estimate_zero2_model_states_mem_needs
+    n = parameters(SMOL)
+    for stage, parameters_too in ((3, False), (3, True), (2, False)):
+        ours = estimate(SMOL, 4096, ranks=ranks, zero_stage=stage, offload_optimizer=True, offload_parameters=parameters_too)
+        if stage == 3:
+            host, gpu, _ = zero3(n, n // SMOL.num_hidden_layers, ranks, cpu_offload_params=parameters_too, additional_buffer_factor=1)
+        else:
+            host, gpu = zero2(n, ranks, additional_buffer_factor=1)
+        if (stage, ranks) != (2, 8):  # ZeRO-2's host there is 4 bytes a rank instead, for loading the model in every process
+            assert ours["host"] * 2**30 == pytest.approx(host, rel=1e-6), (stage, parameters_too)
+        assert (ours["weights"] + ours["gradients"] + ours["optimizer"]) * 2**30 == pytest.approx(gpu, rel=1e-6), (stage, parameters_too)
 
 
 def test_bad_choices_are_named():
