@@ -19,6 +19,25 @@ def test_first_code_block_gives_what_its_comments_say(root):
     assert np.isclose((names["weights"] * [20, 10, 400, 35, 5]).sum(), 1)
 
 
+def test_second_code_block_gives_the_mean_over_sequences(root, tiny_model, tmp_path, monkeypatch):
+    import torch
+
+    from longalign_lib.data.tokens import TokenStore
+
+    make, lengths = np.random.default_rng(0), [30, 7, 50]  # one pack
+    samples = [make.integers(3, tiny_model.config.vocab_size, n) for n in lengths]
+    mask = np.concatenate([np.arange(n) >= 3 for n in lengths])
+    TokenStore(np.concatenate(samples).astype(np.int32), mask, np.cumsum([0, *lengths]), [{}] * 3).save(tmp_path / "TOKENS")
+    tiny_model.save_pretrained(tmp_path / "MODEL")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(blocks((root / "README.md").read_text(), "python")[1], "README", "exec"), names)
+    with torch.no_grad():
+        labels = [torch.tensor(np.where(np.arange(len(x)) < 3, -100, x)) for x in samples]
+        alone = [tiny_model(input_ids=torch.tensor(x)[None], labels=y[None]).loss.item() for x, y in zip(samples, labels)]
+    assert len(names["losses"]) == 87 - 3 * 3 and np.isclose(names["loss"].item(), np.mean(alone), rtol=1e-5)
+
+
 def test_links_and_make_targets_exist(root):
     text = (root / "README.md").read_text()
     links = [x for x in re.findall(r"\]\(([^)#]+)\)", text) if not x.startswith("http")]

@@ -16,11 +16,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from longalign_lib.data.jsonl import read_jsonl
-
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 MEASURED = "measured.json"
 NOT_MEASURED = "not measured"
+WRITTEN = {
+    "02_padding_waste": "time_shares.csv",
+    "06_training": "summary.json",
+    "07_needle": "needle_answers.csv",
+    "08_longbench_chat": "summary.json",
+}  # what `own_results` reads of each notebook
 
 
 def load_paper(path: Path | str | None = None) -> dict[str, dict]:
@@ -140,7 +144,7 @@ def needle_cells(rows: pd.DataFrame) -> pd.DataFrame:
     """Cells of a needle grid that are fully right, by model.
 
     Args:
-        rows: records of `needle.run_grid`: model, length, depth, hit (None where the model failed).
+        rows: records of one `needle.run_grid` a model: model, length, depth, hit (None or NaN where the model failed).
 
     Returns:
         Columns model, right (cells with every repeat right), cells, asked, failed; failures count as not right.
@@ -164,8 +168,8 @@ def needle_cells(rows: pd.DataFrame) -> pd.DataFrame:
 def own_results(folder: Path | str) -> pd.DataFrame:
     """What the notebooks of one profile wrote that lies near the paper's numbers without being one of them.
 
-    Read are ``02_padding_waste/plans_table.csv`` (simulated step times), ``summary.json`` of 06 and 08 (its numbers
-    and words; lists are left out) and the needle records ``07_needle/*.jsonl``.
+    Read are the files in `WRITTEN`: simulated step times of 02, ``summary.json`` of 06 and 08 (its numbers and words; lists are
+    left out), and the answers of 07's own grid before and after training (other draws and harder variants are not in it).
 
     Args:
         folder: the profile's output folder.
@@ -173,27 +177,21 @@ def own_results(folder: Path | str) -> pd.DataFrame:
     Returns:
         Columns notebook, what, value, file. A notebook that wrote nothing has one row, "not measured", and what to run.
     """
-    folder, rows = Path(folder), []
-    path = folder / "02_padding_waste" / "plans_table.csv"
-    if path.is_file():
-        table = pd.read_csv(path)
-        for method, seconds in zip(table.method[1:], table.seconds[1:]):
-            what = f"speed-up over {table.method[0]}, {method} (simulated)"
-            rows.append(("02_padding_waste", what, table.seconds[0] / seconds, path.name))
-    for name in ("06_training", "08_longbench_chat"):
-        path = folder / name / "summary.json"
-        if path.is_file():
+    rows, missing = [], []
+    for name, file in WRITTEN.items():
+        path = Path(folder) / name / file
+        if not path.is_file():
+            missing.append(name)
+        elif file == "time_shares.csv":
+            for data, table in pd.read_csv(path).groupby("data", sort=False):
+                first, *others = table.itertuples()
+                rows += [(name, f"speed-up over {first.plan}, {r.plan}, {data} (simulated)", r.speed_up, file) for r in others]
+        elif file == "needle_answers.csv":
+            for c in needle_cells(pd.read_csv(path)).itertuples():
+                rows.append((name, f"cells fully right of {c.cells}, {c.model}", c.right, file))
+        else:
             facts = json.loads(path.read_text(encoding="utf8"))
-            rows += [(name, what.replace("_", " "), value, path.name) for what, value in _flat(facts)]
-    for path in sorted((folder / "07_needle").glob("*.jsonl")):
-        found = [r for r in read_jsonl(path) if {"model", "length", "depth", "hit"} <= r.keys()]
-        for c in needle_cells(pd.DataFrame(found)).itertuples() if found else ():
-            rows.append(("07_needle", f"cells fully right of {c.cells}, {c.model}", c.right, path.name))
-    missing = [
-        n
-        for n in ("02_padding_waste", "06_training", "07_needle", "08_longbench_chat")
-        if n not in {r[0] for r in rows}
-    ]
+            rows += [(name, what.replace("_", " "), value, file) for what, value in _flat(facts)]
     rows += [(n, NOT_MEASURED, f"run notebook {n[:2]} for this profile first", "") for n in missing]
     return pd.DataFrame(rows, columns=["notebook", "what", "value", "file"]).sort_values(
         "notebook", kind="stable", ignore_index=True

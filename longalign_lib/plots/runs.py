@@ -93,7 +93,9 @@ def killed_and_resumed(whole: pd.DataFrame, killed: pd.DataFrame, resumed: dict[
     for k, (label, log) in enumerate(after.items()):
         above.plot(log.step, log.loss, ("s-", "^--")[k % 2], color=style.COLOURS[(4, 0)[k % 2]], markersize=4, linewidth=1.2, label=label)
     above.plot([died], killed.loss.iloc[-1:], "X", color=style.COLOURS[4], markersize=13, markeredgecolor="white", zorder=5)
-    above.annotate("SIGKILL", (died, killed.loss.iloc[-1]), (0, 14), textcoords="offset points", ha="center", color=style.COLOURS[4], fontsize=9)
+    above.annotate("SIGKILL", (died, 1), (0, -12), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
+                   color=style.COLOURS[4], fontsize=9)  # fmt: skip
+    above.margins(y=0.15)
     above.set(ylabel="loss (nats a token)", title=f"Killed at step {died}, continued from the checkpoint of step {since}")
     above.legend(fontsize=8)
     lanes = {"first start": killed.assign(again=killed.step > since), **{k: v.assign(again=False) for k, v in after.items()}}

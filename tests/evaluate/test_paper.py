@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from longalign_lib.evaluate import paper
+from longalign_lib.plots import plan as figures
 
 TABLES = paper.load_paper()
 
@@ -117,17 +118,28 @@ def test_own_results_read_what_is_there_and_name_what_is_not(tmp_path):
     assert empty.what.tolist() == ["not measured"] * 4 and empty.value.str.contains("run notebook 0").all()
     for name in ("02_padding_waste", "06_training", "07_needle"):
         (tmp_path / name).mkdir()
-    (tmp_path / "02_padding_waste" / "plans_table.csv").write_text("method,seconds\nnaive,30\npacked,12\n")
+    parts = {"work": 0.5, "fixed": 0.0, "padding": 0.0, "waiting": 0.5, "data": "the mix"}
+    figures.time_shares(pd.DataFrame([parts | {"plan": "naive", "speed_up": 1.0}, parts | {"plan": "packed", "speed_up": 2.5}]), tmp_path / "02_padding_waste")
     (tmp_path / "06_training" / "summary.json").write_text(
         json.dumps({"steps": 10, "held_out": {"after": {"loss": 2.5}}, "log": [1, 2]})
     )
-    grid = [{"model": "trained", "length": 500, "depth": d, "hit": d > 0} for d in (0, 50, 100)]
-    (tmp_path / "07_needle" / "answers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in grid))
+    grid = [{"model": "trained", "length": 500, "depth": d, "hit": d > 0} for d in (0, 50, 100)] + [{"model": "failed", "length": 500, "depth": 0, "hit": None}]
+    pd.DataFrame(grid).to_csv(tmp_path / "07_needle" / "needle_answers.csv", index=False)
+    (tmp_path / "07_needle" / "answers.jsonl").write_text(json.dumps({"model": "trained", "length": 500, "depth": 50, "hit": False, "variant": "keys"}) + "\n")
     shown = paper.own_results(tmp_path)
     assert shown[["notebook", "what", "value"]].values.tolist() == [
-        ["02_padding_waste", "speed-up over naive, packed (simulated)", 2.5],
+        ["02_padding_waste", "speed-up over naive, packed, the mix (simulated)", 2.5],
         ["06_training", "steps", 10],
         ["06_training", "held out, after, loss", 2.5],
         ["07_needle", "cells fully right of 3, trained", 2],
+        ["07_needle", "cells fully right of 1, failed", 0],
         ["08_longbench_chat", "not measured", "run notebook 08 for this profile first"],
     ]
+
+
+def test_the_notebooks_write_what_own_results_reads(root):
+    for name, file in paper.WRITTEN.items():
+        cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf8"))["cells"]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        written = ("figures.time_shares(", ", out)") if name[:2] == "02" else (f'out / "{file}"',)
+        assert any(all(w in c for w in written) for c in code), f"{name} does not write {file}"
