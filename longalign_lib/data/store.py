@@ -82,6 +82,8 @@ class Shard:
 def narrow(ids, dtype: np.dtype) -> np.ndarray:
     """Token ids in the type of a store, see `id_type`; ValueError for an id that it cannot hold."""
     ids = np.asarray(ids)
+    if len(ids) and (least := int(ids.min())) < 0:
+        raise ValueError(f"token id {least} is negative: ids count from 0, and what the loss leaves out belongs into the labels")
     if len(ids) and (largest := int(ids.max())) > np.iinfo(dtype).max:
         raise ValueError(f"token id {largest} does not fit into {np.dtype(dtype).name}; give the type of the largest id, see id_type")
     return ids.astype(dtype, copy=False)

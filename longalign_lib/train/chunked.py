@@ -96,7 +96,7 @@ class _Chunked(torch.autograd.Function):
                 if softcap is not None:
                     z_CV = z_CV.to(wide).div_(softcap).tanh_().mul_(softcap)
                 z_CV = torch.log_softmax(z_CV, dim=-1, dtype=wide)
-                losses_N[rows] = -z_CV.gather(1, labels_N[rows, None].clamp(min=0)).squeeze(1)
+                losses_N[rows] = -z_CV.gather(1, _indices(labels_N[rows, None])).squeeze(1)
         losses_N.masked_fill_(labels_N == IGNORE, 0)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, losses_N)
         ctx.rest = softcap, scale, chunk, dtype
@@ -119,7 +119,7 @@ class _Chunked(torch.autograd.Function):
             for rows in (slice(at, at + chunk) for at in range(0, len(labels_N), chunk)):
                 hidden_CD = hidden_ND[rows].to(dtype)
                 d_CV = _logits(hidden_CD, weight, bias_V, scale)
-                d_CV = _minus_one_hot(d_CV, labels_N[rows, None].clamp(min=0), torch.expm1(-losses_N[rows, None]), softcap)
+                d_CV = _minus_one_hot(d_CV, _indices(labels_N[rows, None]), torch.expm1(-losses_N[rows, None]), softcap)
                 if wants_hidden:
                     of_hidden[rows] = (d_CV @ weight) * factor_N1[rows]
                 if wants_weight and dtype == wide:
@@ -130,6 +130,11 @@ class _Chunked(torch.autograd.Function):
                     of_bias += d_CV.t() @ factor_N1[rows, 0].to(dtype)
         of_weight = of_weight.to(weight_VD.dtype) if wants_weight else None
         return of_hidden, of_weight, of_bias.to(bias_V.dtype) if wants_bias else None, None, None, None, None, None
+
+
+def _indices(labels: torch.Tensor) -> torch.Tensor:
+    """Labels with 0 for ``IGNORE``; any other negative one stays, and indexing fails on it as it does in torch."""
+    return labels.masked_fill(labels == IGNORE, 0)
 
 
 def _logits(hidden_CD, weight_VD, bias_V, scale: float) -> torch.Tensor:
@@ -201,11 +206,14 @@ def head_losses(model, inputs: dict, row, position, labels, chunk_bytes: int = C
 
 
 def _learn(inner) -> dict | str:
+    """What `_probe` finds, once for a head and the settings of its model (a cap may be changed between two calls)."""
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    of_head, found = _LEARNT.get(inner, (None, None))
-    if of_head is None or of_head() is not head:
+    config = inner.config.get_text_config() if hasattr(inner, "config") else None
+    settings = tuple(v for v in vars(config).values() if v is None or isinstance(v, int | float | str)) if config is not None else ()
+    of_head, known, found = _LEARNT.get(inner, (None, None, None))
+    if of_head is None or of_head() is not head or known != settings:
         found = _probe(inner, head)
-        _LEARNT[inner] = weakref.ref(head or inner), found
+        _LEARNT[inner] = weakref.ref(head or inner), settings, found
     return found
 
 

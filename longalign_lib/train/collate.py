@@ -32,7 +32,8 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
         cu_seq_lens_q, cu_seq_lens_k int32[S + 1] and max_length_q, max_length_k.
 
     Raises:
-        ValueError: a row of the store is shorter than the plan says (the plan belongs to other data).
+        ValueError: a row of the store is shorter than the plan says, or has other targets (the plan belongs to other data, or was
+            built without them); labels of another length than the ids; a negative id, or a negative label but -100.
     """
     order = np.argsort(rows.offset.to_numpy(), kind="stable")
     weights = (np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=float))[order]
@@ -45,15 +46,26 @@ def collate(rows: pd.DataFrame, store, weights=None, *, padded: bool = False, pa
     labels = np.full(size, IGNORE, dtype=np.int64)
     loss_weights, inverse = np.zeros(size), np.zeros(size)  # float64: exact for float64 models
     firsts = rows.start.to_numpy() if "start" in rows else np.zeros(len(rows), dtype=np.int64)
-    for start, row, first, length, weight in zip(starts, rows.row, firsts, lengths, weights, strict=True):
-        row_ids, row_labels = (x[first : first + length] for x in store[int(row)])
+    planned = rows.targets.to_numpy() if "targets" in rows else [None] * len(rows)
+    for start, row, first, length, weight, due in zip(starts, rows.row, firsts, lengths, weights, planned, strict=True):
+        row_ids, row_labels = store[int(row)]
+        if len(row_labels) != len(row_ids):
+            raise ValueError(f"row {row} has {len(row_ids)} ids and {len(row_labels)} labels: give one label a token")
+        row_ids, row_labels = row_ids[first : first + length], row_labels[first : first + length]
         if len(row_ids) < length:
             raise ValueError(f"row {row} has {first + len(row_ids)} tokens, the plan says {first + length}: they belong to other data")
         here = slice(start, start + length)
         ids[here], labels[here], positions[here] = row_ids, row_labels, np.arange(length)
         labels[start] = IGNORE
         target = labels[here] != IGNORE
+        if due is not None and int(target.sum()) != due:
+            raise ValueError(f"row {row} has {int(target.sum())} targets, the plan says {due}: weights would be wrong; "
+                             "build the plan with the targets of this data (store.targets)")  # fmt: skip
         loss_weights[here], inverse[here] = weight * target, target / max(int(target.sum()), 1)
+    odd = np.flatnonzero((ids < 0) | ((labels < 0) & (labels != IGNORE)))
+    if odd.size:
+        raise ValueError(f"token {odd[0]} of the pack has id {ids[odd[0]]} and label {labels[odd[0]]}: ids are 0 or more, and so are "
+                         f"labels, but for {IGNORE} where the loss does not look")  # fmt: skip
     shape = (len(rows), width) if padded else (1, width)
     batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "loss_weights": loss_weights,
              "inverse_targets": inverse}  # fmt: skip

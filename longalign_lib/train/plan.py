@@ -11,9 +11,9 @@ so the exact loss weights, simulated times, the audit, and resume (a step number
     packed    bins of ``capacity`` tokens in random order, whatever they cost
     balanced  bins of level cost; bins that run side by side cost about the same, while every step holds dear and cheap ones
 
-Invariants: every row is in the plan once an epoch; no pack holds more than ``capacity`` tokens (padding included); steps
-differ by at most one pack (balanced: one group of ``max_ranks`` packs), so that no short last step of a few sequences weighs as
-much as a whole one; nothing is dropped. Cost: a sort and one packing an epoch, 34 bytes a row.
+Invariants: every row is in the plan once an epoch; no pack holds more than ``capacity`` tokens (padding included); steps of
+an epoch differ by at most one pack (balanced: one group of at most ``max_ranks`` packs, and groups by one pack), so that no short
+last step of a few sequences weighs as much as a whole one; nothing is dropped. Cost: a sort and one packing an epoch, 34 bytes a row.
 """
 
 from __future__ import annotations
@@ -267,28 +267,30 @@ def _epoch(lengths, method, capacity, per_step, rows_per_pack, ranks, algorithm,
 def _balanced_order(costs, sequences, per_step: int, ranks: int, pool: int | None, rng):
     """Order of the packs, and how many each step gets.
 
-    Packs sorted by cost form groups of ``ranks`` that run side by side, so nobody waits. The groups, dearest first, are dealt to
-    the steps like cards, a round after the other, and in each round the group of most sequences goes to the step that
-    has fewest: steps hold dear and cheap groups alike, and M is as level as groups allow. Only the ``pool`` steps at hand
-    are sorted together.
+    Packs sorted by cost form groups of ``ranks`` that run side by side, so nobody waits; where packs do not come out even, some
+    groups hold fewer, all alike but for one pack. The groups, dearest first, are dealt to the steps like cards, a round after the other, and in each
+    round the group of most sequences goes to the step that has fewest: steps hold dear and cheap groups alike, and M is as
+    level as groups allow. Only the ``pool`` steps at hand are sorted together.
     """
     packs, groups_a_step = costs.size, per_step // ranks
     shuffled = rng.permutation(packs)
-    groups_of_step = _even(-(-packs // ranks), groups_a_step)
-    chosen, at = [], 0  # chosen: the packs of each step
+    group_sizes = _even(packs, ranks)
+    groups_of_step = _even(len(group_sizes), groups_a_step)
+    chosen, at, group = [], 0, 0  # chosen: the packs of each step
     for part in np.array_split(groups_of_step, -(-len(groups_of_step) // (pool or len(groups_of_step)))):
-        here = shuffled[at : at + int(part.sum()) * ranks]
-        at += here.size
+        sizes = group_sizes[group : group + int(part.sum())]
+        here = shuffled[at : at + int(sizes.sum())]
+        at, group = at + here.size, group + sizes.size
         here = here[np.argsort(-costs[here], kind="stable")]
-        groups = [here[i : i + ranks] for i in range(0, here.size, ranks)]
+        groups = np.split(here, np.cumsum(sizes)[:-1])
         size = np.array([sequences[g].sum() for g in groups])
         have, dealt = np.zeros(len(part)), [[] for _ in part]
         for first in range(0, len(groups), len(part)):  # a round: one group for each step
             now = np.arange(first, min(first + len(part), len(groups)))
             now = now[np.argsort(-size[now], kind="stable")]
-            for group, to in zip(now, np.lexsort((rng.random(len(part)), have)), strict=False):
-                dealt[to].append(groups[group])
-                have[to] += size[group]
+            for which, to in zip(now, np.lexsort((rng.random(len(part)), have)), strict=False):
+                dealt[to].append(groups[which])
+                have[to] += size[which]
         chosen += [np.concatenate(d) for d in dealt]
     chosen = [chosen[i] for i in rng.permutation(len(chosen))]
     return np.concatenate(chosen), np.array([len(c) for c in chosen])

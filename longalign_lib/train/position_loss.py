@@ -1,8 +1,8 @@
 """How well a model predicts the next token, position by position.
 
 A model that reads past its window breaks where the window ends: the mean loss over a whole text hides that, the
-loss by position shows it. One forward pass gives the hidden states; the output layer is applied to slices of them,
-so the largest tensor is `chunk` x V instead of T x V (at 64k tokens and V = 49,152: 50 MB instead of 13 GB).
+loss by position shows it. One forward pass through `loss.target_losses`, which makes the logits of `chunk` positions at a
+time (at 64k tokens and V = 49,152: 50 MB a copy instead of 13 GB), with whatever the model does to them after its head.
 
 Invariants: the result does not depend on `chunk`; position 0 has no loss, as nothing comes before it.
 Cost: one forward pass without a cache, attention quadratic in T.
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+from longalign_lib.train.loss import IGNORE, target_losses
 
 
 @torch.no_grad()
@@ -27,38 +27,30 @@ def token_losses(model, token_ids, chunk: int = 256) -> np.ndarray:
     Args:
         model: a causal LM of transformers; its mode is used as it is (eval mode has no dropout).
         token_ids: [T] ids, T >= 2.
-        chunk: positions whose logits are held at once.
+        chunk: positions whose logits are held at once; all at once for models whose head `chunked.why_not` names.
 
     Returns:
         float32 [T] in nats; entry 0 is nan. Computed in float32 from the model's logits.
 
     Raises:
-        ValueError: fewer than two tokens, an id outside the vocabulary, a model that changes its logits after the
-            output layer (soft capping, scaling), which slices here would miss.
+        ValueError: fewer than two tokens, an id outside the vocabulary, a chunk below 1.
     """
     ids = torch.as_tensor(np.asarray(token_ids), dtype=torch.long, device=model.device)
     if ids.ndim != 1 or len(ids) < 2:
         raise ValueError(f"token_ids of shape {tuple(ids.shape)}: give one text of at least 2 tokens, shape [T]")
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: at least 1")
-    head = model.get_output_embeddings()
     config = model.config.get_text_config()
     if int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size:
         raise ValueError(
             f"token id {int(ids.max() if ids.min() >= 0 else ids.min())} is outside the vocabulary "
             f"(0..{config.vocab_size - 1}): was the text encoded by this model's tokenizer?"
         )
-    for name in _LOGIT_CHANGES:
-        if getattr(config, name, None) not in (None, 0, 1, 1.0):
-            raise ValueError(f"{type(model).__name__} applies {name}={getattr(config, name)} after its output layer")
-
-    hidden = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]  # [T, D]
+    labels = ids[None].clone()
+    labels[:, 0] = IGNORE
+    losses, _, position = target_losses(model, {"input_ids": ids[None], "labels": labels}, chunk_bytes=4 * chunk * config.vocab_size)
     out = torch.full((len(ids),), math.nan, dtype=torch.float32)
-    for start in range(0, len(ids) - 1, chunk):
-        stop = min(start + chunk, len(ids) - 1)
-        logits = head(hidden[start:stop]).float()  # [chunk, V]: position t predicts token t + 1
-        losses = torch.nn.functional.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="none")
-        out[start + 1 : stop + 1] = losses.cpu()
+    out[position.cpu()] = losses.float().cpu()
     return out.numpy()
 
 

@@ -298,6 +298,8 @@ def test_targets_of_any_stretch_are_those_counted_one_by_one(tmp_path_factory, d
 
 def test_an_id_that_does_not_fit_is_an_error_and_no_other_token(tmp_path):
     row = {"input_ids": np.array([1, 70_000]), "mask": np.array([False, True]), "sample": 0, "tokens": 2, "meta": {}}
+    with pytest.raises(ValueError, match="token id -200 is negative"):
+        files.write_shard(tmp_path / "shard-00000.arrow", [row | {"input_ids": np.array([1, -200])}], files.id_type(50_000), {})
     with pytest.raises(ValueError, match="token id 70000 does not fit into uint16"):
         files.write_shard(tmp_path / "shard-00000.arrow", [row], files.id_type(50_000), {})
     files.write_shard(tmp_path / "shard-00000.arrow", [row], files.id_type(70_001), {})

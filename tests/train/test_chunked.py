@@ -133,6 +133,9 @@ def test_bad_input_is_named(change, message):
     assert chunk_rows(49152) * 49152 * 4 <= 2**28 < (chunk_rows(49152) + 1) * 49152 * 4 and chunk_rows(10**9) == 1
     with pytest.raises(ValueError, match="chunk_bytes 0"):
         chunk_rows(10, chunk_bytes=0)
+    for odd in (-1, 7):  # as in torch, and never taken for another token
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            chunked_cross_entropy(**{**good, "labels_N": torch.tensor([1, odd, IGNORE])})
 
 
 FAMILIES = {
@@ -183,6 +186,13 @@ def test_stock_models_give_the_losses_of_their_own_logits(name):
     assert losses.dtype == torch.float64 and len(losses) == len(whole) > 10 and torch.allclose(losses, whole, rtol=1e-12)
     assert apart(mine, flat_gradient(model, whole)) < 1e-12
     assert losses.mean().item() == pytest.approx(model(**batch, use_cache=False).loss.item(), rel=1e-6)  # transformers' own
+
+
+def test_a_cap_changed_between_two_calls_is_noticed():
+    model, batch = family("Gemma2"), batch_of()
+    for cap in (3.0, None, 5.0):
+        model.config.final_logit_softcapping = cap
+        assert torch.allclose(target_losses(model, batch, dtype=None)[0], stock(model, batch), rtol=1e-12), cap
 
 
 def test_gradient_checkpointing_autocast_and_compiled_layers():

@@ -36,6 +36,19 @@ def test_collate_refuses_a_plan_of_other_data(pack_of):
     store, lines = pack_of([3, 2])
     with pytest.raises(ValueError, match="row 1 has 2 tokens, the plan says 5"):
         collate(lines.assign(length=[3, 5]), store)
+    with pytest.raises(ValueError, match=r"row 0 has 1 targets, the plan says 2: .*store\.targets"):
+        collate(lines.assign(targets=[2, 1]), {0: ([5, 6, 7], [IGNORE, IGNORE, 7]), 1: ([5, 6], [IGNORE, 6])})
+    assert collate(lines.assign(targets=[1, 1]), {0: ([5, 6, 7], [IGNORE, IGNORE, 7]), 1: ([5, 6], [5, 6])})["loss_weights"].sum() == 2
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    (([5, 6, 7], [IGNORE, -1, 7]), "token 1 of the pack has id 6 and label -1: .*-100"), (([5, -2, 7], [IGNORE, IGNORE, 7]), "id -2"),
+    (([5, 6, 7], [7]), "row 0 has 3 ids and 1 labels"), (([5, 6, 7], [5, 6, 7, 8]), "row 0 has 3 ids and 4 labels"),
+])  # fmt: skip
+def test_ids_and_labels_that_mean_something_else_are_refused(pack_of, row, message):
+    lines = pack_of([3])[1]
+    with pytest.raises(ValueError, match=message):
+        collate(lines, {0: row})
 
 
 def test_an_empty_pack_weighs_nothing():

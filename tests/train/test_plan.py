@@ -156,6 +156,16 @@ def test_no_short_last_step_of_a_few_rows():
         assert sorted(plan.steps().packs) == [5, 6, 6], method
 
 
+@given(st.integers(1, 90), st.sampled_from([1, 2, 3, 8]), st.integers(1, 4), st.sampled_from([None, 1, 2, 5]), st.integers(0, 9))
+def test_groups_of_a_balanced_plan_are_as_even_as_they_can_be(packs, ranks, groups_a_step, pool, seed):
+    """A row is a pack here. Least is what the emptiest group holds if packs are spread over as few groups as ranks allow."""
+    plan = build_plan([10] * packs, method="balanced", capacity=10, packs_per_step=ranks * groups_a_step, max_ranks=ranks, pool=pool, seed=seed)
+    found, groups = plan.steps().packs, -(-packs // ranks)
+    assert found.sum() == packs and len(found) == -(-groups // groups_a_step)
+    assert found.min() >= packs // groups and found.max() <= ranks * groups_a_step
+    assert found.max() - found.min() <= ranks + groups_a_step - 1
+
+
 def test_the_table_against_a_plain_loop():
     """Offsets, lengths and targets of every line, rebuilt row by row with dictionaries."""
     lengths = lengths_of(5, 300)
