@@ -320,7 +320,7 @@ def _spread(order: np.ndarray, into: list[int], takes: list[int]) -> np.ndarray:
 
 
 def pack_loads(lengths, packs) -> np.ndarray:
-    """Tokens in every pack, int64[number of packs]."""
+    """Tokens in every pack, int64[number of packs]; exact up to 2**53 tokens a pack."""
     packs = np.asarray(packs, dtype=np.int64)
     return np.bincount(packs, weights=np.asarray(lengths), minlength=int(packs.max(initial=-1)) + 1).astype(np.int64)
 
@@ -335,7 +335,8 @@ def rows_by_pack(packs) -> list[np.ndarray]:
 def lower_bound(lengths, capacity: int) -> int:
     """No packing can use fewer packs: max of total tokens over capacity and the rows longer than half of it."""
     lengths = check_lengths(lengths, capacity)
-    return max(-(-int(lengths.sum()) // int(capacity)), int((2 * lengths > capacity).sum()))
+    total = int((lengths >> 32).sum()) * 2**32 + int((lengths & (2**32 - 1)).sum())  # beyond 2**63 too
+    return max(-(-total // int(capacity)), int((lengths > int(capacity) // 2).sum()))
 
 
 ALGORITHMS = {f.__name__: f for f in (next_fit, first_fit_decreasing, best_fit_decreasing, cost_balanced)}

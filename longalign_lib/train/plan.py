@@ -185,7 +185,7 @@ def build_plan(
     if targets.shape != lengths.shape:
         raise ValueError(f"targets has shape {targets.shape}, lengths has {lengths.shape}: give one number a row")
     here = np.flatnonzero(lengths != 0)
-    held = check_lengths(lengths[here], capacity, here)
+    held = check_lengths(lengths[here], capacity, rows[here])
     if not here.size:
         raise ValueError("no row has a token: there is nothing to plan")
     far = np.flatnonzero(starts[here] > LARGEST - capacity)
@@ -195,8 +195,8 @@ def build_plan(
                          f"{LARGEST}: cut such a document into several rows")  # fmt: skip
     off = np.flatnonzero((targets[here] >= held) | (targets[here] < 0))
     if off.size:
-        row = int(here[off[0]])
-        raise ValueError(f"row {row}: {targets[row]} targets in {lengths[row]} tokens; the first token is never one")
+        line = int(here[off[0]])
+        raise ValueError(f"row {rows[line]}: {targets[line]} targets in {lengths[line]} tokens; the first token is never one")
     if method in ("naive", "sorted") and rows_per_pack * int(held.max()) > capacity:
         raise ValueError(f"a padded pack of {rows_per_pack} rows of {held.max()} tokens needs {rows_per_pack * int(held.max())} "
                          f"slots, over the capacity of {capacity}: lower rows_per_pack or raise the capacity")  # fmt: skip

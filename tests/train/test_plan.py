@@ -107,6 +107,8 @@ def test_saved_and_read_again(tmp_path):
      ({"capacity": float("nan")}, "capacity must be a whole number in 1..2147483647, got nan"), ({"capacity": None}, "got None"),
      ({"seed": -1}, "seed must be a whole number >= 0, got -1"), ({"seed": 0.5}, r"seed must be .* got 0\.5"),
      ({"epochs": 40_000}, "epochs must be a whole number in 1..32767, got 40000"), ({"lengths": [[5, 30]]}, "one-dimensional"),
+     ({"lengths": pd.DataFrame({"row": [0, 4], "start": [0, 0], "length": [5, 101], "targets": [1, 1]})}, "row 4 has 101 tokens"),
+     ({"lengths": pd.DataFrame({"row": [0, 4], "start": [0, 0], "length": [5, 6], "targets": [1, 6]})}, "row 4: 6 targets in 6 tokens"),
      ({"lengths": pd.DataFrame({"length": [5]})}, r"lacks columns \['row', 'start', 'targets'\]"), ({"lengths": None}, "of a NoneType"),
      ({"method": "balanced", "cost": lambda x: 3.0}, "one finite number a row"),
      ({"method": "balanced", "algorithm": "next_fit", "cost": lambda x: x * np.nan}, "one finite number a row")],
