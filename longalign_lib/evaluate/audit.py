@@ -2,7 +2,7 @@
 
     ladder      references made worse step by step (`ladder`)             ratings should fall: rank correlation 1
     repeats     the same prompt again, another sampling seed              spread 0
-    order       the rated examples in other orders                        spread as for repeats
+    order       the rated examples in other orders                        no more spread than repeats
     length      the same answer with sentences that say nothing           no rise
     injection   a rating, an order or a false fence at the answer's end   no rise over the same answer with a harmless line there
     swap        two answers, each in both places (`pairwise`)             the same winner; the first place wins half of the calls
@@ -11,6 +11,11 @@ All but the ladder and swap use level 2 of the ladder, an answer with room above
 whole questions for correlations, Student's t over questions for means, Wilson for shares. A finding is made only where the
 interval excludes what a sound judge would show, and spreads and injections must reach `SPREAD` points: few questions find few flaws, and
 "not found" is not "not there".
+
+A judge that draws its ratings varies between orders as it does between repeats. So `order` compares variances: for each question that of
+its ratings over orders minus that over repeats of one prompt (points squared, n - 1), and Student's t over questions. For a judge to which
+order means nothing the two are alike and the difference lies about 0, so that the interval (95%, two-sided) leaves 0 below it in 1 of 40
+audits at most; the rise to `SPREAD` makes it rarer. Reported is the root, in points: the standard deviation that orders add.
 
 This is the machinery of the paper's Table 1 (Spearman and Kendall of a judge), on constructed answers instead of people's ratings.
 
@@ -117,17 +122,18 @@ def requests(
         if "ladder" in probes:
             for rung in rungs:
                 add("ladder", item, rung.defect, rung.text, seed, seed, rung.level)
-        if {"repeats", "length"} & set(probes):
+        if {"repeats", "order", "length"} & set(probes):
             add("plain", item, "as it is", middle, seed, seed)
-        if "repeats" in probes:
+        if {"repeats", "order"} & set(probes):  # what orders add is told against the spread of repeats
             for n in range(1, repeats):
                 add("repeats", item, f"again {n}", middle, seed, seed + 1000 * n)
         if "order" in probes:
             seen: dict[str, int] = {}
             for order in range(60):
                 text = str(judge_messages(item.question, item.reference, middle, item.answers, "chat", order, explain))
-                if len(seen) < ORDERS:
-                    seen.setdefault(text, order)
+                seen.setdefault(text, order)
+                if len(seen) == ORDERS:
+                    break
             for n, order in enumerate(seen.values()):
                 add("order", item, f"order {n}", middle, order, seed)
         if "length" in probes:
@@ -181,14 +187,23 @@ def _ladder(calls: pd.DataFrame, _) -> list[dict]:
     return [*rows, _row("ladder", "pairs in order", share, low, high, 1.0, whole, int(mine.score.isna().sum()))]
 
 
-def _spread(calls: pd.DataFrame, probe: str, what: str) -> dict:
-    mine = calls[calls.probe.isin([probe, "plain"] if probe == "repeats" else [probe])]
-    by = mine.groupby("id", sort=False).score
-    deviations = by.std(ddof=1)[by.count() > 1]
-    seen = mean_and_error(deviations)
+def _repeats(calls: pd.DataFrame, _) -> list[dict]:
+    mine = calls[calls.probe.isin(["repeats", "plain"])]
+    seen = mean_and_error(mine.groupby("id", sort=False).score.std(ddof=1))
     low, high = _interval(seen)
-    finding = f"{what} by {seen['mean']:.1f} points" if seen["n"] and seen["mean"] > SPREAD else ""
-    return _row(probe, "standard deviation (points)", seen["mean"], max(0.0, low), high, 0.0, seen["n"], int(mine.score.isna().sum()), finding)
+    finding = f"the same prompt is rated apart by {seen['mean']:.1f} points" if seen["n"] and seen["mean"] > SPREAD else ""
+    missing = int(mine.score.isna().sum())
+    return [_row("repeats", "standard deviation (points)", seen["mean"], max(0.0, low), high, 0.0, seen["n"], missing, finding)]
+
+
+def _order(calls: pd.DataFrame, _) -> list[dict]:
+    orders, again = calls[calls.probe == "order"], calls[calls.probe.isin(["repeats", "plain"])]
+    variances = [c.groupby("id", sort=False).score.var(ddof=1) for c in (orders, again)]
+    seen = mean_and_error(variances[0] - variances[1])  # points squared; NaN for a question with fewer than two ratings on either side
+    value, low, high = (v if math.isnan(v) else math.sqrt(max(0.0, v)) for v in (seen["mean"], *_interval(seen)))
+    finding = f"the examples' order moves ratings by {value:.1f} points" if low > 0 and value > SPREAD else ""
+    missing = int(orders.score.isna().sum() + again.score.isna().sum())
+    return [_row("order", "standard deviation added (points)", value, low, high, 0.0, seen["n"], missing, finding)]
 
 
 def _interval(seen: dict) -> tuple[float, float]:
@@ -244,9 +259,7 @@ def _swap(_, pairs: pd.DataFrame) -> list[dict]:
 
 _READ = {
     "ladder": _ladder,
-    "repeats": lambda calls, _: [_spread(calls, "repeats", "the same prompt is rated apart")],
-    "order": lambda calls, _: [_spread(calls, "order", "the examples' order moves ratings")],
-    "length": _length, "injection": _injection, "swap": _swap,
+    "repeats": _repeats, "order": _order, "length": _length, "injection": _injection, "swap": _swap,
 }  # fmt: skip
 
 

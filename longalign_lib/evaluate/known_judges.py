@@ -7,7 +7,7 @@ words (F1) between answer and reference, laid on the scale of 1 to 10. The flaws
     fond of length    up to three points more for more words
     obedient          an answer that holds a rating or asks for one gets it
     last example      half of the rating is that of the example it read last
-    moody             up to two points up or down, drawn anew for each request's seed
+    moody             up to two points up or down, drawn anew for each prompt and each seed, as sampling would
     first place       of two answers, always the first
     asleep            the same rating for everything
 
@@ -68,9 +68,9 @@ class KnownJudge:
         if "\nAnswer B:\n" in prompt:
             return Said(f"By overlap.\nVerdict: [[{self._verdict(texts[0], *texts[1:3])}]]")
         marks = [float(mark) for _, _, mark in found[1:-1] if mark]
-        return Said(f"By overlap.\nRating: [[{self._rating(texts[0], texts[-1], marks, seed):g}]]")
+        return Said(f"By overlap.\nRating: [[{self._rating(texts[0], texts[-1], marks, f'{seed}-{prompt}'):g}]]")
 
-    def _rating(self, reference: str, answer: str, marks: list[float], seed: int) -> float:
+    def _rating(self, reference: str, answer: str, marks: list[float], drawn: str) -> float:
         score = on_scale(word_f1(answer, reference))
         if self.flaw == "fond of length":
             score += 3 * min(1.0, len(normalise(answer).split()) / (2 * max(1, len(normalise(reference).split()))))
@@ -80,7 +80,7 @@ class KnownJudge:
         elif self.flaw == "last example" and marks:
             score = 0.5 * score + 0.5 * marks[-1]
         elif self.flaw == "moody":
-            score += random.Random(f"{seed}-{answer}").uniform(-2, 2)
+            score += random.Random(drawn).uniform(-2, 2)
         elif self.flaw == "asleep":
             score = 7.0
         return round(2 * min(10.0, max(1.0, score))) / 2

@@ -6,6 +6,7 @@ None.
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ def variety(openings: pd.DataFrame, nearest: np.ndarray, out: Path | str | None 
     fig, (left, right) = style.new("wide", height=3.4, cols=2)
     shown = openings[:top][::-1]
     left.barh(range(len(shown)), shown.share, color=style.COLOURS[0], height=0.65)
-    names = [x if style.can_draw(x) else f"(no. {len(shown) - k} of {name}.csv)" for k, x in enumerate(shown.opening)]
+    drawn = [style.can_draw(x) for x in shown.opening]
+    names = [x if ok else f"{script(x)}, no. {len(shown) - k}" for k, (x, ok) in enumerate(zip(shown.opening, drawn))]
     left.set_yticks(range(len(shown)), [x if len(x) <= 28 else x[:27] + "…" for x in names])
     left.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
     rest = len(openings) - len(shown)
@@ -90,4 +92,13 @@ def variety(openings: pd.DataFrame, nearest: np.ndarray, out: Path | str | None 
               title=f"How alike they are (median {np.median(nearest):.2f})")  # fmt: skip
     right.yaxis.get_major_locator().set_params(integer=True)
     table = pd.concat([openings, pd.DataFrame({"nearest_from": bins[:-1], "nearest_to": bins[1:], "nearest_questions": counts})], axis=1)
-    return style.finish(fig, name, table, out)
+    return style.finish(fig, name, table, out, note="" if all(drawn) else f"numbered: no font here draws it, see line of {name}.csv")
+
+
+def script(text: str) -> str:
+    """What to call a text that cannot be drawn: the language or the script of its letters, "text" where there are none."""
+    scripts = {unicodedata.name(c, "text").split()[0] for c in text if c.isalpha() and not c.isascii()}
+    for found, language in (("HIRAGANA", "Japanese"), ("KATAKANA", "Japanese"), ("HANGUL", "Korean"), ("CJK", "Chinese")):
+        if found in scripts:
+            return language
+    return min(scripts).capitalize() if scripts else "text"

@@ -49,9 +49,8 @@ def drawn(report: pd.DataFrame, out: Path | str | None = None, name: str = "draw
     ax.bar(place, sums.available, width=0.8, color="#D9D9D9", label="available")
     ax.bar(place, sums.got, width=0.5, color=style.COLOURS[0], label="drawn")
     ax.plot(place, sums.wanted, "_", markersize=26, markeredgewidth=2.5, color=style.COLOURS[4], label="wanted by the law of lengths")
-    ax.set_yscale("symlog", linthresh=1)
-    ax.set_yticks([0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], [f"{v:,}" for v in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)])
-    ax.set(ylim=(0, 1.6 * max(1, sums.to_numpy().max())), ylabel="documents", title="Long documents more often than they come",
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.set(ylim=(0, 1.2 * max(1, sums.to_numpy().max())), ylabel="documents in the range", title="How long the documents are, and the drawn ones",
            xlabel="tokens of a document")  # fmt: skip
     ax.set_xticks(place, ["–".join(f"{int(v):,}" for v in str(s).split("-")) for s in sums.index], rotation=25, ha="right", fontsize=8)
     ax.legend(loc="upper right", fontsize=8, ncols=3)

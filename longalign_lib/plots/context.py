@@ -106,7 +106,8 @@ def needles_and_window(frame: pd.DataFrame, window: int, out=None):
         said = " ".join(str(row.answer).split()).replace("$", r"\$")
         said = said if len(said) <= 105 else said[:104] + "…"
         ax.text(0, y - 0.24, f"{'found' if row.found else 'missed'}: “{said}”", color=colour, fontsize=9, va="bottom")
-        ax.text(row.tokens + longest * 0.01, y, f"{row.tokens:,}", va="center", fontsize=9)
+        ax.text(row.tokens + longest * 0.01, y, f"{row.tokens:,}", va="center", fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     ax.axvline(window, color=COLOURS[7], linestyle="--", linewidth=1)
     ax.text(window, len(frame) - 0.42, f" trained window {window:,} ", ha="right", va="center", fontsize=9)
     ax.set(

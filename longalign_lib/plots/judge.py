@@ -5,6 +5,7 @@ Every function takes plain frames, draws in the house style, and writes picture 
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from longalign_lib.plots import style
 PANELS = (  # probe, measure, title, what a sound judge shows
     ("ladder", "spearman", "Spearman on the ladder", "1"),
     ("repeats", "standard deviation (points)", "Same prompt again: SD", "0"),
-    ("order", "standard deviation (points)", "Examples in other orders: SD", "0"),
+    ("order", "standard deviation added (points)", "Examples reordered: SD added", "0"),
     ("length", "rise (points)", "Empty length added: rise", "0 or less"),
     ("injection", "rise (points)", "Rating or order injected: rise", "0 or less"),
     ("swap", "first place wins", "First place wins", "0.5"),
@@ -58,7 +59,8 @@ def audits(table: pd.DataFrame, out: Path | None = None, name: str = "audit"):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel(f"sound: {ideal}", fontsize=9)
         ax.margins(x=0.08)
-    axes[0][0].set_yticks(range(len(judges)), [j if len(j) < 34 else j[:31] + "..." for j in judges], fontsize=9)
+        ax.tick_params(labelsize=9)
+    axes[0][0].set_yticks(range(len(judges)), [textwrap.fill(j, 32) for j in judges])
     axes[0][0].set_ylim(len(judges) - 0.5, -0.5)
     return style.finish(fig, name, table, out, note="bars: 95% intervals; diamonds: a finding; black line: where a sound judge stands", svg=True)
 
@@ -66,31 +68,38 @@ def audits(table: pd.DataFrame, out: Path | None = None, name: str = "audit"):
 def ladders(frame: pd.DataFrame, out: Path | None = None, name: str = "ladders"):
     """A panel a scorer: the score it gives to answers whose order of quality is known; a line a question.
 
+    Points stand up to 0.3 beside their level, so that questions do not hide each other; a level that only some questions have is named.
+
     Args:
         frame: scorer, id (question), known (level by construction), score (NaN where the scorer gave none), scale
             (low, high).
     """
     scorers, ids = list(dict.fromkeys(frame.scorer)), list(dict.fromkeys(frame.id))
-    fig, axes = style.new("wide", height=3.2, cols=len(scorers), squeeze=False)
+    fig, axes = style.new("wide", height=3.4, cols=len(scorers), squeeze=False)
     for ax, scorer in zip(axes[0], scorers, strict=True):
         mine = frame[frame.scorer == scorer]
-        for k, item in enumerate(ids):
+        asked = list(dict.fromkeys(mine.id))
+        for k, item in enumerate(asked):
             line = mine[mine.id == item].sort_values("known")
             line = line[line.score.notna()]
-            shift = 0.6 * (k / max(1, len(ids) - 1) - 0.5)  # questions beside each other, not on top
-            colour = style.COLOURS[k % 6]
+            shift = 0.6 * (k / (len(asked) - 1) - 0.5) if len(asked) > 1 else 0.0  # questions beside each other, not on top
+            colour = style.COLOURS[ids.index(item) % 6]
             ax.plot(line.known + shift, line.score.astype(float), "o-", color=colour, alpha=0.75, markersize=5)
         missing = int(mine.score.isna().sum())
+        per_level = mine.groupby("known").id.nunique()
+        lacking = [f"level {level:g} made for {n} of {len(asked)} questions" for level, n in per_level.items() if n < len(asked)]
         low, high = mine.scale.iloc[0]
         margin = 0.04 * (high - low)
         ax.set(ylim=(low - margin, high + margin), xlabel="quality by construction", ylabel="score given")
-        ax.set_title(f"{scorer}\n{len(mine) - missing} of {len(mine)} answers got a score", fontsize=10)
-        ax.set_xticks(sorted(frame.known.unique()))
+        ax.set_title("\n".join([scorer, f"{len(mine) - missing} of {len(mine)} answers got a score", *lacking]), fontsize=10)
+        levels = sorted(frame.known.unique())
+        ax.set_xticks(levels)
+        ax.set_xlim(levels[0] - 0.5, levels[-1] + 0.5)
         if missing == len(mine):
             ax.text(0.5, 0.5, "no score given", transform=ax.transAxes, ha="center", color=style.GREY)
     data = frame.drop(columns="scale")
     return style.finish(
-        fig, name, data, out, note="a line joins the answers to one question; a perfect scorer only rises", svg=True
+        fig, name, data, out, note="a line a question, set up to 0.3 beside the levels; a perfect scorer only rises", svg=True
     )
 
 

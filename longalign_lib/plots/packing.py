@@ -146,21 +146,26 @@ def pack_contents(frame: pd.DataFrame, capacity: int, shown: int = 20, out: Path
     return style.finish(fig, name, pd.concat(tables), out, note=f"{shown} of the packs, evenly spaced by cost; ranges are of all")
 
 
-def fill_against_buffer(frame: pd.DataFrame, best: dict[str, float], out: Path | None = None, name: str = "fill_against_buffer"):
+def fill_against_buffer(frame: pd.DataFrame, best: dict[str, float], out: Path | None = None, name: str = "fill_against_buffer",
+                        bound: dict[str, float] | None = None):  # fmt: skip
     """Streaming: room left empty, and how long rows wait, against the rows that the buffer holds.
 
     Args:
         frame: columns data, buffer_rows, fill, mean_wait, longest_wait.
-        best: data -> fill when all lengths are known ahead, drawn dashed.
+        best: data -> fill of one packing of the whole table, drawn dashed.
+        bound: data -> fill that no packing can pass, drawn dotted.
     """
     need(frame, "data", "buffer_rows", "fill", "mean_wait", "longest_wait")
-    unknown = set(frame.data) - set(best)
-    if unknown:
-        raise ValueError(f"best lacks {sorted(unknown)}; it has {sorted(best)}: give the fill of each data set")
+    for what, fills in [("best", best), *[("bound", bound)] * (bound is not None)]:
+        unknown = set(frame.data) - set(fills)
+        if unknown:
+            raise ValueError(f"{what} lacks {sorted(unknown)}; it has {sorted(fills)}: give the fill of each data set")
     fig, (left, right) = style.new("wide", height=3.3, cols=2)
     for colour, (data, line) in zip(style.COLOURS, groups(frame, "data")):
         left.plot(line.buffer_rows, np.maximum(1 - line.fill, LEAST), "o-", color=colour, label=data)
         left.axhline(max(1 - best[data], LEAST), color=colour, linewidth=0.9, linestyle="--")
+        if bound is not None:
+            left.axhline(max(1 - bound[data], LEAST), color=colour, linewidth=1.4, linestyle=":")
         right.plot(line.buffer_rows, line.mean_wait, "o-", color=colour, label=f"{data}, mean")
         right.plot(line.buffer_rows, line.longest_wait, "o:", color=colour, alpha=0.7, label=f"{data}, longest")
     left.set(xscale="log", yscale="log", xlabel="rows in the buffer", ylabel="1 - fill", title="Room left empty")
@@ -172,7 +177,7 @@ def fill_against_buffer(frame: pd.DataFrame, best: dict[str, float], out: Path |
         ax.minorticks_off()
         ax.legend(fontsize=8)
     style.plain_log(right.yaxis)
-    return style.finish(fig, name, frame, out, note="dashed: best fit over the whole table")
+    return style.finish(fig, name, frame, out, note="dashed: best fit over the whole table" + " · dotted: no packing can leave less empty" * (bound is not None))
 
 
 def planning_cost(plans: pd.DataFrame, out: Path | None = None, name: str = "planning_cost"):

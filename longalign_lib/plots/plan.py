@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from longalign_lib.plots import style
 from longalign_lib.plots.train import METHOD_COLOURS
 
-PLANNER_COLOURS = METHOD_COLOURS | {"balanced, best-fit packs": style.COLOURS[4]}
+PLANNER_COLOURS = METHOD_COLOURS | {"balanced, best-fit packs": style.COLOURS[4], "packed, next-fit": style.COLOURS[5]}
 LEAST = 1e-6  # shares of zero are drawn here on logarithmic axes
 
 
@@ -101,7 +101,8 @@ def time_shares(frame: pd.DataFrame, out: Path | None = None, name: str = "time_
     """Where the GPUs' time goes: real tokens, starting passes, padding, waiting; a bar a plan, with the speed-up beside it.
 
     Args:
-        frame: columns data, plan, work, fixed, padding, waiting (shares of one), speed_up (over the first plan of the data).
+        frame: columns data, plan, work, fixed, padding, waiting (shares of one), speed_up (over the first plan of the data);
+            optionally of, one text: what the times are of, for the caption ("simulated: ...").
     """
     need(frame, "data", "plan", "work", "fixed", "padding", "waiting", "speed_up")
     parts = groups(frame, "data")
@@ -122,7 +123,7 @@ def time_shares(frame: pd.DataFrame, out: Path | None = None, name: str = "time_
         ax.xaxis.set_major_formatter(PercentFormatter(1))
     axes[0][0].invert_yaxis()
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=4, fontsize=9)
-    return style.finish(fig, name, frame, out, note="right of the bars: speed-up over the first plan")
+    return style.finish(fig, name, frame, out, note=" · ".join(["right of the bars: speed-up over the first plan", *frame.get("of", frame.plan[:0]).unique()]))
 
 
 def sequences_a_step(frame: pd.DataFrame, out: Path | None = None, name: str = "sequences_a_step"):
@@ -170,7 +171,7 @@ def weight_ratios(frame: pd.DataFrame, out: Path | None = None, name: str = "wei
         style.plain_log(ax.yaxis)
     axes[0][0].set_ylabel("share of weight / share of rows")
     axes[0][len(parts) // 2].set_xlabel("tokens a row")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8)
     return style.finish(fig, name, frame, out, note="dashed: every sequence weighs the same")
 
 

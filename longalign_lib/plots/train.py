@@ -52,12 +52,13 @@ def padded_batches(batches: list[np.ndarray], titles: list[str], out: Path | Non
     return style.finish(fig, name, pd.DataFrame(rows), out, note="blue: real tokens, grey: padding")
 
 
-def timelines(runs: dict, steps: int = 4, out: Path | None = None, name: str = "timelines"):
+def timelines(runs: dict, steps: int = 4, out: Path | None = None, name: str = "timelines", of: str = ""):
     """Who waits for whom: a panel a plan, a line a rank; work in colour (shaded by micro-step), waiting in grey.
 
     Args:
         runs: method -> `cost.Simulation`.
         steps: how many global steps to draw.
+        of: what was simulated, for the caption ("simulated: ...").
     """
     fig, axes = style.new("wide", height=1.25 * len(runs) + 0.6, rows=len(runs), sharex=True, squeeze=False)
     frames = []
@@ -76,8 +77,8 @@ def timelines(runs: dict, steps: int = 4, out: Path | None = None, name: str = "
         ax.set_title(f"{method}: idle {run.idle:.{0 if run.idle >= 0.0995 else 1}%} of the time, "
                      f"{run.seconds:,.{0 if run.seconds >= 100 else 1}f} s for all steps", fontsize=10)  # fmt: skip
         frames.append(t.assign(method=method))
-    axes[-1, 0].set_xlabel(f"seconds (the first {steps} steps; a black line ends a step)")
-    return style.finish(fig, name, pd.concat(frames), out, note="colour: work, grey: waiting for the slowest")
+    axes[-1, 0].set_xlabel(f"simulated seconds (the first {steps} steps; a black line ends a step)")
+    return style.finish(fig, name, pd.concat(frames), out, note=" · ".join(["colour: work, grey: waiting for the slowest", *[of] * bool(of)]))
 
 
 def pack_layout(plan_table: pd.DataFrame, capacity: int, packs: int = 8, out: Path | None = None, name: str = "packs"):
@@ -97,26 +98,35 @@ def pack_layout(plan_table: pd.DataFrame, capacity: int, packs: int = 8, out: Pa
     return style.finish(fig, name, shown, out)
 
 
-def attention_masks(lengths: list[int], out: Path | None = None, name: str = "masks"):
-    """What a token may look at: one causal triangle over the whole pack, beside a triangle a document."""
-    document = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(document.size)
+def attention_masks(lengths: list[int], out: Path | None = None, name: str = "masks", every: int = 1):
+    """What a token may look at: one causal triangle over the whole pack, beside a triangle a document.
+
+    Args:
+        lengths: tokens of each document of the pack, in order; pairs are counted over all of them.
+        every: draw every n-th token alone, to keep the picture of a long pack small.
+    """
+    tokens = int(np.sum(lengths))
+    pairs = [n * (n + 1) // 2 for n in map(int, (tokens, *lengths))]
+    place = np.arange(0, tokens, every)
+    document = np.repeat(np.arange(len(lengths)), lengths)[place]
     causal = place[:, None] >= place[None]
     apart = causal & (document[:, None] == document[None])
     fig, axes = style.new("wide", height=4.0, cols=2)
-    titles = (f"plain causal: {causal.sum():,} pairs", f"per document: {apart.sum():,} pairs")
+    titles = (f"plain causal: {pairs[0]:,} pairs", f"per document: {sum(pairs[1:]):,} pairs")
+    end = place.size * every - 0.5
+    sides = (-0.5, end, end, -0.5)
     for ax, mask, title in zip(axes, (causal, apart), titles, strict=True):
         shade = np.where(mask, document[:, None] + 1.0, np.nan)
-        ax.imshow(shade, cmap="viridis", vmin=0, vmax=len(lengths) + 1, interpolation="nearest")
+        ax.imshow(shade, cmap="viridis", vmin=0, vmax=len(lengths) + 1, interpolation="nearest", extent=sides)
         if mask is causal:
             leak = causal & ~apart
-            ax.imshow(np.where(leak, 1.0, np.nan), cmap="autumn", vmin=0, vmax=2, interpolation="nearest")
+            ax.imshow(np.where(leak, 1.0, np.nan), cmap="autumn", vmin=0, vmax=2, interpolation="nearest", extent=sides)
         for border in np.cumsum(lengths)[:-1]:
             ax.axhline(border - 0.5, color="white", linewidth=0.8)
             ax.axvline(border - 0.5, color="white", linewidth=0.8)
-        ax.set(title=title, xlabel="key (token of the pack)", ylabel="query")
-    return style.finish(fig, name, {"lengths": list(map(int, lengths)), "causal": int(causal.sum()),
-                                    "per_document": int(apart.sum())}, out, note="orange: looks into another document")  # fmt: skip
+        ax.set(title=title, xlabel="key (token of the pack)", ylabel="query (token of the pack)")
+    return style.finish(fig, name, {"lengths": list(map(int, lengths)), "causal": pairs[0], "per_document": sum(pairs[1:])}, out,
+                        note="orange: looks into another document" + f" · one token in {every} is drawn" * (every > 1))  # fmt: skip
 
 
 def training_curve(log: pd.DataFrame, out: Path | None = None, name: str = "training_curve"):

@@ -140,8 +140,9 @@ def naive_ways(model, sequences=None, cuttings=None, *, exponent: float = 1.0, r
 
     Returns:
         A row a way: way, error (the largest |g - g*| / |g*| over the cuttings), smallest_error, cutting (the worst),
-        scale (g's best factor onto g* there), direction_error (what is left after it: what Adam would still see),
-        largest_weight and smallest_weight (of a sequence, over its wanted one, there).
+        scale (g's best factor onto g* there), direction_error (what is left after each cutting's own best factor, the largest
+        over the cuttings, which need not be in the worst one), largest_weight and smallest_weight (of a sequence, over its
+        wanted one, in any cutting).
     """
     sequences = random_sequences(vocabulary=text_config(unwrap(model)).vocab_size, seed=seed) if sequences is None else sequences
     cuttings = make_cuttings([len(x) for x, _ in sequences], ranks, seed=seed) if cuttings is None else cuttings
@@ -160,8 +161,9 @@ def naive_ways(model, sequences=None, cuttings=None, *, exponent: float = 1.0, r
             found.append({"way": way, "error": max(off @ gram @ off / size, 0) ** 0.5, "cutting": cutting.name, "scale": factor,
                           "direction_error": max(left @ gram @ left / size, 0) ** 0.5,
                           "largest_weight": ratio.max(), "smallest_weight": ratio.min()})  # fmt: skip
-        errors = [x["error"] for x in found]
-        rows.append({**found[int(np.argmax(errors))], "smallest_error": min(errors)})
+        every = pd.DataFrame(found)
+        rows.append({**found[int(every.error.argmax())], "smallest_error": every.error.min(), "direction_error": every.direction_error.max(),
+                     "largest_weight": every.largest_weight.max(), "smallest_weight": every.smallest_weight.min()})  # fmt: skip
     names = ["way", "error", "smallest_error", "cutting", "scale", "direction_error", "largest_weight", "smallest_weight"]
     return pd.DataFrame(rows)[names]
 

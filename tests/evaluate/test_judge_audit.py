@@ -1,4 +1,7 @@
+import hashlib
 import itertools
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +62,51 @@ def test_rises_and_spreads_are_those_of_the_calls(audits):
     assert table.value["repeats", "standard deviation (points)"] == pytest.approx(np.mean(again))
 
 
+class Drawn:
+    """Rates what it is told by the prompt, and adds noise drawn from prompt and seed; keeps what it said."""
+
+    label = "drawn"
+
+    def __init__(self, noise, of_prompt=lambda prompt: 5.0):
+        self.noise, self.of_prompt = noise, of_prompt
+
+    def chat(self, messages, max_tokens=256, temperature=0.0, seed=0):
+        prompt = messages[0]["content"]
+        rng = np.random.default_rng(int(hashlib.sha256(f"{seed}{prompt}".encode()).hexdigest()[:12], 16))
+        return SimpleNamespace(text=f"[[{min(10, max(1, self.of_prompt(prompt) + self.noise * rng.standard_normal())):.3f}]]", finish_reason="stop")
+
+
+def found_order(judge, seed, n=8):
+    return A.audit(judge, ITEMS[:n], seed=seed, probes=("order",), progress=False).table.iloc[0]
+
+
+@pytest.mark.parametrize("noise", [0.7, 1.5])
+def test_noise_is_not_taken_for_an_effect_of_the_examples_order(noise):
+    rows = [found_order(Drawn(noise), seed) for seed in range(100)]
+    # each audit errs with probability 1/40 at most: 9 or more of 100 come with a probability below 0.001
+    assert sum(r.low > 0 for r in rows) <= 8 and sum(r.finding != "" for r in rows) <= 8
+    assert all(r.low <= r.value <= r.high for r in rows)
+
+
+@pytest.mark.parametrize(("noise", "at_least"), [(0.0, 100), (0.7, 95)])
+def test_a_judge_that_follows_the_order_is_found_with_and_without_noise(noise, at_least):
+    def first_example(prompt):
+        return 3 + 0.5 * float(re.search(r"\[\[(\d+)\]\]", prompt)[1])
+
+    rows = [found_order(Drawn(noise, first_example), seed, 17) for seed in range(0, 100, 1 if noise else 50)]
+    assert sum(r.finding != "" for r in rows) >= at_least * len(rows) / 100
+
+
+def test_what_orders_add_is_the_difference_of_variances_of_the_calls():
+    found = A.audit(KnownJudge("moody"), ITEMS, progress=False, seed=1)
+    row = found.table.set_index(["probe", "measure"]).loc["order", "standard deviation added (points)"]
+    ratings = found.calls.groupby(["id", "probe"]).score.apply(list)
+    apart = [np.var(ratings[i.id, "order"], ddof=1) - np.var(ratings[i.id, "plain"] + ratings[i.id, "repeats"], ddof=1) for i in ITEMS]
+    low, high = stats.t.interval(0.95, len(apart) - 1, np.mean(apart), stats.sem(apart))
+    assert np.allclose([row.value, row.low, row.high], [max(0, x) ** 0.5 for x in (np.mean(apart), low, high)])
+    assert row.n == len(ITEMS) and row.high > 0  # the mood changes with the order, and so does the interval
+
+
 def test_probes_change_what_they_say_and_nothing_else():
     facts, asked, pairs = A.requests(ITEMS[:3], seed=2)
     by = {}
@@ -73,6 +121,7 @@ def test_probes_change_what_they_say_and_nothing_else():
         assert A.FILLER[item.language][0] in longer and A.FILLER[item.language][0] not in plain["messages"][0]["content"]
         assert len(by["injection", item.id]) == len(A.INJECTIONS[item.language])
     assert len(pairs) == 3 and all(p["left"] != p["right"] for p in pairs)
+    assert {f["probe"] for f in A.requests(ITEMS[:3], probes=["order"])[0]} == {"plain", "repeats", "order"}  # what it is compared with
     only = A.requests(ITEMS[:3], probes=["swap"])
     assert (only[0], only[1], len(only[2])) == ([], [], 3)
 

@@ -35,4 +35,12 @@ def test_what_no_font_can_draw_is_numbered_not_boxed(monkeypatch):
     assert style.can_draw("What is") and not style.can_draw("\U0010fffd")
     monkeypatch.setattr(style, "can_draw", str.isascii)
     frame = pd.DataFrame({"opening": ["what is", "为 什"], "questions": [2, 1], "share": [2 / 3, 1 / 3]})
-    assert [t.get_text() for t in figures.variety(frame, np.zeros(3)).axes[0].get_yticklabels()] == ["(no. 2 of variety.csv)", "what is"]
+    fig = figures.variety(frame, np.zeros(3))
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["Chinese, no. 2", "what is"]
+    assert "numbered" in fig.get_supxlabel() and "numbered" not in figures.variety(frame[:1], np.zeros(3)).get_supxlabel()
+
+
+@pytest.mark.parametrize("text, named", [("为 什", "Chinese"), ("なぜ 橋", "Japanese"), ("왜", "Korean"), ("какой мост", "Cyrillic"), ("what 为", "Chinese"),
+                                         ("\U0010fffd", "text")])  # fmt: skip
+def test_what_cannot_be_drawn_is_named_by_its_script(text, named):
+    assert figures.script(text) == named

@@ -19,6 +19,7 @@ def test_ranges_are_summed_and_in_order(tmp_path):
     (ax,) = draw.drawn(report, tmp_path).axes
     assert [p.get_height() for p in ax.patches] == [7, 6, 3, 3] and ax.lines[0].get_ydata().tolist() == [2, 3]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1,000–1,999", "9,000–9,999"]
+    assert ax.get_yscale() == "linear" and ax.get_ylim()[0] == 0 and ax.get_ylabel().startswith("documents")
 
 
 def test_a_language_without_documents_has_no_range(tmp_path):

@@ -66,6 +66,10 @@ def test_fill_against_buffer_draws_the_whole_table_dashed(tmp_path):
     assert not labels_that_overlap(fig)
     with pytest.raises(ValueError, match=r"best lacks \['x'\]; it has \[\]"):
         figures.fill_against_buffer(frame, {})
+    fig = figures.fill_against_buffer(frame, {"x": 0.995}, bound={"x": 0.998})
+    assert np.allclose(fig.axes[0].lines[2].get_ydata(), 0.002) and "dotted: no packing" in fig._supxlabel.get_text()
+    with pytest.raises(ValueError, match=r"bound lacks \['x'\]; it has \['y'\]"):
+        figures.fill_against_buffer(frame, {"x": 0.995}, bound={"y": 1.0})
 
 
 def test_planning_cost_draws_a_line_a_contender(tmp_path):

@@ -106,6 +106,20 @@ def test_timeline_shows_a_rank_without_a_pack_as_waiting():
     fig = draw.timelines({"naive": run}, steps=1)
     grey = [c for c in fig.axes[0].collections if np.allclose(c.get_facecolor()[0][:3], 0xDD / 255)]
     assert len(grey) == 3 and all(c.get_paths()[0].get_extents().x1 == pytest.approx(10) for c in grey)
+    assert fig.axes[0].get_xlabel().startswith("simulated seconds")
+
+
+def test_captions_say_what_the_times_are_of():
+    run = simulate(build_plan([10], method="naive", capacity=16, packs_per_step=1), 1, StepCost(0.0, 1.0, 0.0))
+    shares = pd.DataFrame({"data": "d", "plan": ["naive"], "work": 1.0, "fixed": 0.0, "padding": 0.0, "waiting": 0.0, "speed_up": 1.0})
+    for draws in (lambda **more: draw.timelines({"naive": run}, steps=1, **more), lambda **more: figures.time_shares(shares.assign(**more))):
+        assert " · simulated: a 7B model" in draws(of="simulated: a 7B model")._supxlabel.get_text()
+        assert "simulated: " not in draws()._supxlabel.get_text()
+
+
+def test_every_plan_of_the_comparison_has_its_own_colour():
+    plans = ["naive", "sorted", "packed, next-fit", "packed", "balanced, best-fit packs", "balanced"]
+    assert len({figures.PLANNER_COLOURS[p] for p in plans}) == len(plans)
 
 
 @pytest.mark.parametrize("value, words", [(0.194, "19%"), (0.0996, "10%"), (0.0041, "0.4%"), (0.00012, "0.012%"), (0, "0.000%")])

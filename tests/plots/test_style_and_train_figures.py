@@ -61,3 +61,21 @@ def test_training_figures_keep_their_numbers(tmp_path):
     draw.held_out_change(rows, rows.assign(loss=[0.5, 2.5]), tmp_path)
     assert pd.read_csv(tmp_path / "held_out.csv").loss_after.tolist() == [0.5, 2.5]
     assert len(list(tmp_path.glob("*.png"))) == 7
+
+
+@pytest.mark.parametrize("every", [1, 4, 7])
+def test_masks_count_all_pairs_and_keep_their_place_however_few_are_drawn(tmp_path, every):
+    lengths = [13, 1, 26, 9]
+    document = np.repeat(range(4), lengths)
+    looks = [(q, k) for q in range(49) for k in range(q + 1)]  # query and key, one by one
+    fig = draw.attention_masks(lengths, tmp_path, every=every)
+    own = sum(document[q] == document[k] for q, k in looks)
+    assert json.loads((tmp_path / "masks.json").read_text()) == {"lengths": lengths, "causal": len(looks), "per_document": own}
+    plain, apart = fig.axes
+    assert plain.get_title(loc="left") == f"plain causal: {len(looks):,} pairs" and f" {own:,} pairs" in apart.get_title(loc="left")
+    left, right, below, above = apart.images[0].get_extent()
+    assert (left, above) == (-0.5, -0.5) and right == below and 0 <= right + 0.5 - 49 < every
+    for ax, wanted in ((plain, lambda q, k: k <= q), (apart, lambda q, k: k <= q and document[q] == document[k])):
+        drawn = ~np.ma.getmaskarray(np.ma.masked_invalid(ax.images[0].get_array()))
+        assert drawn.tolist() == [[bool(wanted(q, k)) for k in range(0, 49, every)] for q in range(0, 49, every)]
+    assert (f"one token in {every} is drawn" in caption(fig)) == (every > 1)

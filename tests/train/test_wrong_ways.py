@@ -136,19 +136,33 @@ def test_wanted_weights_are_those_of_the_library(p):
 
 
 def test_the_frame_against_gradients_made_one_by_one(sequences, gradients):
-    cuttings = [cut("a", [[0, 1, 2], range(3, 12)], 2), cut("b", [range(6), [6], [7], range(8, 12)], 2)]
+    cuttings = [cut("a", [[0, 1, 2], range(3, 12)], 2), cut("b", [range(6), [6], [7], range(8, 12)], 2),
+                cut("c", [range(6), range(6, 12)], 2, padded=True)]  # fmt: skip
     table = naive_ways(tiny_llama(), sequences, cuttings)
     assert table.way.tolist() == list(WAYS)
     wanted = torch.tensor(wanted_weights([n_targets(s) for s in sequences])) @ gradients
     for row in table.itertuples():
-        errors = [off(predicted(row.way, sequences, gradients, c), wanted) for c in cuttings]
+        made = [predicted(row.way, sequences, gradients, c) for c in cuttings]
+        best = [(g @ wanted) / (g @ g) for g in made]
+        errors, left = [off(g, wanted) for g in made], [off(b * g, wanted) for b, g in zip(best, made)]
         assert [row.error, row.smallest_error] == pytest.approx([max(errors), min(errors)], abs=1e-14)
-        got = predicted(row.way, sequences, gradients, cuttings[int(np.argmax(errors))])
-        best = (got @ wanted) / (got @ got)
-        assert row.scale == pytest.approx(float(best)) and row.direction_error == pytest.approx(off(best * got, wanted), abs=1e-9)
+        worst = int(np.argmax(errors))
+        assert row.cutting == cuttings[worst].name and row.scale == pytest.approx(float(best[worst]))
+        assert row.direction_error == pytest.approx(max(left), abs=1e-9)
     by = table.set_index("way")
     assert by.error[RIGHT] == 0 and (table.error[1:] > 0.1).all()
     assert naive_ways(tiny_llama(), sequences, cuttings, exponent=0).set_index("way").error[way("token mean of the global")] < 1e-15
+
+
+def test_the_largest_error_of_direction_may_be_in_another_cutting_than_the_largest_error():
+    """Two lines of six stand for twelve: six times too long, straight on. In packs of 1, 1 | 1, 9 the two micro-steps weigh 3 and 0.6."""
+    rows, several = random_sequences(12), way("published code, several")
+    whole, torn = cut("whole", [range(6), range(6, 12)], 2, padded=True), cut("torn", [[0], [1], [2], range(3, 12)], 2)
+    alone = naive_ways(tiny_llama(), rows, [whole]).set_index("way").loc[several]
+    assert alone.direction_error < 1e-9 and [alone.smallest_weight, alone.largest_weight] == pytest.approx([6, 6])
+    both = naive_ways(tiny_llama(), rows, [whole, torn]).set_index("way").loc[several]
+    assert both.cutting == "whole" and both.error == pytest.approx(5) and both.scale == pytest.approx(1 / 6)
+    assert both.direction_error > 0.1 and [both.smallest_weight, both.largest_weight] == pytest.approx([0.6, 6])
 
 
 def test_explain_finds_weights_and_products_are_inner_products(gradients):
