@@ -65,22 +65,30 @@ def plan_for(recipe: RecipeArguments, store: TokenStore, seed: int):
     return plan, fates
 
 
-SET_BY_THE_PLAN = ("--num_train_epochs", "--per_device_train_batch_size", "--gradient_accumulation_steps", "--max_steps")
+SET_BY_THE_PLAN = dict.fromkeys(("--num_train_epochs", "--per_device_train_batch_size", "--gradient_accumulation_steps", "--max_steps"),
+                                "use --epochs, --capacity and --packs_per_step instead")  # fmt: skip
+SET_BY_THE_PLAN["--ignore_data_skip"] = "a resumed run continues with the samples not yet seen; leave it out"
+SET_BY_THE_PLAN["--resume_from_checkpoint"] = "a run goes on by itself from the last whole checkpoint in --output_dir; leave it out"
 
 
 def check_options(words: list[str]) -> list[str]:
-    """Split ``--name=value`` into two words, spell names with underscores; refuse options that the plan sets."""
+    """Split ``--name=value`` into two words, spell names with underscores; refuse options that the plan or the run itself sets."""
     words = [x for w in words for x in (w.split("=", 1) if w.startswith("--") and "=" in w else [w])]
     words = ["--" + w[2:].replace("-", "_") if w.startswith("--") else w for w in words]
     for word in words:
         if word in SET_BY_THE_PLAN:
-            raise ValueError(f"{word} is set by the plan: use --epochs, --capacity and --packs_per_step instead")
+            raise ValueError(f"{word} cannot be set here: {SET_BY_THE_PLAN[word]}")
     return words
+
+
+def parser(*kinds: type) -> HfArgumentParser:
+    """A parser of these dataclasses; names are spelt out, since ``--max_step`` would pass `check_options` and be ``--max_steps``."""
+    return HfArgumentParser(kinds, allow_abbrev=False)
 
 
 def training_options(words: list[str]) -> argparse.Namespace:
     """transformers' own options among ``words``, typed; ValueError for a word that is none of them. Touches no device."""
-    found, unknown = HfArgumentParser(TrainingArguments).parse_known_args(words)
+    found, unknown = parser(TrainingArguments).parse_known_args(words)
     if unknown:
         raise ValueError(f"{' '.join(unknown)}: no such option; python -m longalign_lib.train --help lists all")
     return found
@@ -90,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, plan, train, save."""
     argv = check_options(list(sys.argv[1:] if argv is None else argv))
     if "-h" in argv or "--help" in argv:
-        HfArgumentParser((RecipeArguments, TrainingArguments)).parse_args_into_dataclasses(argv)
-    recipe, rest = HfArgumentParser(RecipeArguments).parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        parser(RecipeArguments, TrainingArguments).parse_args_into_dataclasses(argv)
+    recipe, rest = parser(RecipeArguments).parse_args_into_dataclasses(argv, return_remaining_strings=True)
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if "--seed" not in rest:
         rest += ["--seed", "0"]
@@ -123,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         _deepspeed_without_compiler()
     resume, changed = _resume(options, plan, store, world, rank)
     rest += changed
-    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(rest)
+    (args,) = parser(TrainingArguments).parse_args_into_dataclasses(rest)
     if on_cpu and args.deepspeed:  # on CUDA, accelerate does this; on the CPU DeepSpeed must be told of the processes
         import deepspeed
 

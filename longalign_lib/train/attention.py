@@ -1,8 +1,9 @@
 """Attention for packs in stock models: every document sees itself and nothing else.
 
 Registered with transformers under the name ``longalign``; a model loaded or switched to it
-(``model.set_attn_implementation("longalign")``) keeps packs apart whenever ``cu_seq_lens_q`` comes with the batch, or
-whenever ``position_ids`` restart in it. Four ways, the first that can do what the layer asks for:
+(``model.set_attn_implementation("longalign")``) keeps packs apart whenever ``cu_seq_lens_q`` comes with the batch. Restarting
+``position_ids`` alone do it only where the model hands them on to its attention (CTRL, GPT-BigCode, Moshi and Persimmon do not, and
+leak without borders). Four ways, the first that can do what the layer asks for:
 
     flash-attn-4   CUDA, 16 bit, the package installed: plain causal attention of packs with a long document (`LEAST_WORK`)
     flash-attn     CUDA, 16 bit, the package installed: windows, soft caps, dropout     sum of l^2 work, no T x T mask
@@ -51,12 +52,12 @@ def packed_attention(
     Args:
         module: the attention layer; its ``is_causal`` is respected outside packs, and a pack must be causal.
         query [B, H, T, D], key [B, G, T', D], value [B, G, T', D']; G divides H.
-        attention_mask: None, or a mask that `mask_for` made for batches that are not packs.
+        attention_mask: None, or what `mask_for` made: a mask for batches that are not packs, or a window's note.
         scaling: multiplies the scores; ``D ** -0.5`` by default.
         dropout: of the attention weights, in training.
         cu_seq_lens_q: int32[S + 1], borders of the documents of a pack; B must be 1.
         max_length_q: tokens of the longest document.
-        sliding_window: a token sees itself and the ``sliding_window - 1`` tokens before it.
+        sliding_window: a token sees itself and the ``sliding_window - 1`` tokens before it; by default what the note says.
         softcap: scores become ``softcap * tanh(score / softcap)``.
         s_aux: float[H], attention sinks: a key a head whose score is this and whose value is zero.
         position_ids: int[B, T]; where they restart in a batch without mask and borders, a document begins.
@@ -67,6 +68,8 @@ def packed_attention(
     Raises:
         ValueError: a pack with more than one line, a cache, padding or bidirectional attention; a position bias.
     """
+    if attention_mask is not None and attention_mask.shape[-2] == 0:  # the note of a window
+        sliding_window, attention_mask = sliding_window or attention_mask.shape[-1], None
     asked = {"scaling": scaling, "window": sliding_window or None, "softcap": softcap, "sinks": s_aux,
              "dropout": dropout if module.training else 0.0}  # fmt: skip
     if kwargs.get("position_bias") is not None:
@@ -180,11 +183,21 @@ def mask_for(*args, attention_mask=None, **kwargs):
     """Mask function beside `packed_attention`: none for packs and unpadded prompts, sdpa's own for padding and caches.
 
     transformers hands over a 2-D ``attention_mask`` where there is padding; without this function it would be
-    dropped silently. A model that lays a mask of its own over the causal one (``use_vmap``) keeps it.
+    dropped silently. A model that lays a mask of its own over the causal one (``use_vmap``, or blocks that look ahead) keeps it.
+
+    Returns:
+        None, where every token sees all before it; bool[B, 1, T, L], sdpa's mask; or bool[1, 1, 0, w], no mask but the note of a
+        window of w tokens, for layers that know theirs by the mask alone (Qwen2-MoE, PhiMoE).
     """
+    tokens, seen, window = (kwargs.get(x) for x in ("q_length", "kv_length", "local_size"))
     plain = attention_mask is None or bool(attention_mask.all())
-    if plain and kwargs.get("q_length") == kwargs.get("kv_length") and not kwargs.get("use_vmap"):
-        return None
+    if plain and tokens == seen and not kwargs.get("use_vmap") and not _looks_ahead(**kwargs):
+        if window is None or window >= seen:
+            return None
+        if getattr(kwargs.get("config"), "attention_chunk_size", None) is None:  # else perhaps no window but a chunk
+            return torch.ones(1, 1, 0, window, dtype=torch.bool, device=kwargs.get("device"))
+    if None not in (tokens, seen) and seen > tokens > 1:
+        kwargs["allow_is_causal_skip"] = False  # sdpa's own None means aligned at the start of a static cache, ours at the end
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
@@ -241,6 +254,14 @@ def _one_document_a_row(query, key, value, mask, causal: bool, asked: dict) -> t
     if asked["softcap"] is not None or asked["sinks"] is not None:
         return softmax_attention(query, key, value, mask, asked["scaling"], asked["softcap"], asked["sinks"], asked["dropout"])
     return sdpa(query, key, value, mask, asked["scaling"], asked["dropout"])
+
+
+def _looks_ahead(mask_function=None, q_length: int = 0, batch_size: int = 1, device=None, allow_is_causal_skip: bool = True, **_) -> bool:
+    """Whether a token sees the next one, as in a prefix or a block of an image; O(B T), and nothing where transformers says causal."""
+    if mask_function is None or allow_is_causal_skip:
+        return False
+    row, at = torch.arange(batch_size, device=device)[:, None], torch.arange(q_length - 1, device=device)[None]
+    return bool(mask_function(row, torch.zeros_like(row), at, at + 1).any())
 
 
 def _borders(position_ids, query, key):

@@ -5,7 +5,7 @@ names the step, the ranks, the engine, and fingerprints of plan and data. The pl
 number is the whole position: the same step of the same plan means the same global batches on any number of ranks.
 
     incomplete (no marker)        passed over; the one before it is used, and its files go before the step is saved anew
-    another plan or other data    refused, with what differs
+    other plan, data or loss      refused, with what differs; the trainer asks too (`require`)
     another engine                refused: plain and each ZeRO stage keep the optimiser's state in files of their own
     DeepSpeed, other ranks        converted to a universal checkpoint first (`make_universal`), once
 
@@ -97,14 +97,25 @@ def find(out: Path | str, facts: dict, say: bool = True) -> Path | None:
             if say:
                 print(f"{folder.name} is incomplete (the run was stopped while writing it): passed over", flush=True)
             continue
-        for name, value in facts.items():
-            if mark_.get(name) != value:
-                raise ValueError(
-                    f"{folder.name} in {Path(out).name} belongs to another run: its {name} is {mark_.get(name)!r}, now it is "
-                    f"{value!r}. Give another --output_dir, or the {name} that it was made with"
-                )
+        require(folder, facts)
         return folder
     return None
+
+
+def require(folder: Path | str, facts: dict) -> None:
+    """Raise ValueError unless a checkpoint is whole and its marker agrees with ``facts``; the message says what differs."""
+    folder, mark_ = Path(folder), read_mark(folder)
+    if mark_ is None:
+        raise ValueError(
+            f"{folder.name} has no {MARKER}: its run was stopped while writing it, or another Trainer wrote it under no plan. Resume "
+            "from a whole checkpoint of this plan; to begin from its weights alone, load them into the model and do not resume"
+        )
+    for name, value in facts.items():
+        if mark_.get(name) != value:
+            raise ValueError(
+                f"{folder.name} in {folder.absolute().parent.name} belongs to another run: its {name} is {mark_.get(name)!r}, now it is "
+                f"{value!r}. Give another --output_dir, or the {name} that it was made with"
+            )
 
 
 def clear(folder: Path | str) -> None:

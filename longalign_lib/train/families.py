@@ -1,4 +1,4 @@
-"""Which models can be trained on packs, decided before training.
+"""Which models can be trained on packs, and which on padded rows, decided before training.
 
 A pack keeps its documents apart if tokens of different documents meet nowhere. In a causal model they can meet in
 
@@ -7,8 +7,11 @@ A pack keeps its documents apart if tokens of different documents meet nowhere. 
     rotary tables of the batch     `dynamic` and `longrope` RoPE choose frequencies by the longest document beside it
     masks that are not documents   chunked attention, sparse attention by a top-k over the line
 
-`reasons` names what stands in the way, `refuse` raises it. They read the configuration and the modules and run nothing, so they
-work on sharded models and cost milliseconds; what they cannot know, `leak.check_no_leak` measures, and `likely_causes` explains.
+Padded rows meet nowhere, but a model can still see what stands behind its row, or count positions in a way of its own.
+
+`reasons` names what stands in the way of packs, `padded_reasons` of padded rows; `refuse` and `refuse_padded` raise it. They read
+the configuration and the modules and run nothing, so they work on sharded models and cost milliseconds; what they cannot know,
+`leak.check_no_leak` measures, and `likely_causes` explains.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ MIXERS = re.compile(
     r"Mamba|Rwkv|RecurrentBlock|RGLRU|RgLru|ShortConv|Lightning|LinearAttention|DeltaNet|DeltaAttention|LSTM|SSM|Retention"
 )
 OTHER_SENSES = re.compile(r"audio|vision|visual|image|speech")  # towers beside the text model
+BRIDGES = re.compile(r"cross|encoder_attn|qformer|perceiver|resampler")  # layers that read another part's output, in any direction
+NEVER_CAUSAL = ("XLNet", "CpmAnt")  # they say nowhere that they look both ways
+OWN_POSITIONS = "it counts positions from padding_idx + 1, not from the 0 that batches of a plan begin at: it would train at other positions"
+FIXED_ROPE = "set a fixed type first (longalign_lib.train.rope.extend_context: 'yarn', 'linear' or 'base')"
 
 
 def reasons(model, attention: str = NAME) -> list[str]:
@@ -49,8 +56,12 @@ def reasons(model, attention: str = NAME) -> list[str]:
     found = []
     if getattr(model.config, "is_encoder_decoder", False):
         found.append("it is an encoder-decoder: packs are for causal models")
-    elif any(getattr(m, "is_causal", True) is False for m in modules):
+    elif any(getattr(m, "is_causal", True) is False for m in modules) or _looks_both_ways(model, config):
         found.append("its attention looks both ways: packs are for causal models")
+    if _counts_positions_itself(model):
+        found.append(OWN_POSITIONS)
+    if any(hasattr(m, "prepare_dynamic_mask") for m in modules) and not own_masks:
+        found.append("its layers make a mask of their own (prepare_dynamic_mask), which knows no documents")
     if _alibi(model, config) and not own_masks:
         found.append("its ALiBi position bias is added outside transformers' attention interface")
     if not model._can_set_attn_implementation() and not own_masks:
@@ -65,11 +76,37 @@ def reasons(model, attention: str = NAME) -> list[str]:
     ropes = rope_types(model) & set(BATCH_DEPENDENT_ROPE)
     if ropes:
         found.append(f"its {'/'.join(sorted(ropes))} RoPE takes other frequencies for a document beside a long one than alone; "
-                     "set a fixed type first (longalign_lib.train.rope.extend_context: 'yarn', 'linear' or 'base')")  # fmt: skip
+                     f"{FIXED_ROPE}")  # fmt: skip
     if getattr(config, "attention_chunk_size", None) and not others and not own_masks:
         found.append(f"it attends within chunks of {config.attention_chunk_size} tokens, which only a mask expresses")
     if getattr(config, "index_topk", None):
         found.append(f"its sparse attention picks the best {config.index_topk} keys of the whole line")
+    return found
+
+
+def padded_reasons(model, rows_per_pack: int = 1) -> list[str]:
+    """Why rows padded on the right, without a mask, would not get the losses that they get alone; empty if nothing speaks against it.
+
+    Args:
+        model: a transformers model, also inside wrappers.
+        rows_per_pack: rows of a batch; with one there is no padding.
+
+    Returns:
+        One clause a reason.
+    """
+    model = unwrap(model)
+    found = []
+    if getattr(model.config, "is_encoder_decoder", False):
+        found.append("it is an encoder-decoder: plans are for causal models")
+    elif _looks_both_ways(model, text_config(model)):
+        hint = " (is_decoder=True in its configuration makes it causal)" if getattr(text_config(model), "is_decoder", None) is False else ""
+        found.append(f"its attention looks both ways, at padding and at the tokens that it is asked for{hint}")
+    if _counts_positions_itself(model):
+        found.append(OWN_POSITIONS)
+    ropes = rope_types(model) & set(BATCH_DEPENDENT_ROPE)
+    if ropes and rows_per_pack > 1:
+        found.append(f"its {'/'.join(sorted(ropes))} RoPE takes other frequencies for a row beside a longer one than alone; "
+                     f"set rows_per_pack=1, or {FIXED_ROPE}")  # fmt: skip
     return found
 
 
@@ -81,15 +118,25 @@ def refuse(model, attention: str = NAME) -> None:
     model = unwrap(model)
     found = reasons(model, attention)
     if found:
+        padded = "a padded plan (naive, sorted) for it, or "
+        if padded_reasons(model, 2):
+            padded = "" if padded_reasons(model, 1) else "a padded plan (naive, sorted) with rows_per_pack=1 for it, or "
         raise ValueError(
             f"{type(model).__name__} cannot keep documents of a pack apart under attention {attention!r}: {'; '.join(found)}. "
-            "Use a padded plan (naive, sorted) for it, or a model whose only mixing layers are transformers attention"
+            f"Use {padded}a model whose only mixing layers are transformers attention"
         )
     used = text_config(model)._attn_implementation
     if used != attention:
         raise ValueError(
             f"{type(model).__name__} runs attention {used!r}, not {attention!r}: call model.set_attn_implementation({attention!r})"
         )
+
+
+def refuse_padded(model, rows_per_pack: int = 1) -> None:
+    """Raise ValueError with all `padded_reasons` for a model that cannot be trained on padded rows; return None for any other."""
+    found = padded_reasons(model, rows_per_pack)
+    if found:
+        raise ValueError(f"{type(unwrap(model)).__name__} cannot be trained on a padded plan: {'; '.join(found)}")
 
 
 def check_window(model, plan) -> None:
@@ -179,3 +226,16 @@ def _alibi(model, config) -> bool:
     inner = getattr(config, "attn_config", None)
     named = getattr(config, "position_embedding_type", "") == "alibi" or type(model).__name__.startswith("Bloom")
     return named or bool(getattr(config, "alibi", False)) or bool(getattr(inner, "alibi", False))
+
+
+def _looks_both_ways(model, config) -> bool:
+    """Whether tokens see those behind them: by the configuration, or by a layer that reads the text and is no decoder's."""
+    if type(model).__name__.startswith(NEVER_CAUSAL) or False in (getattr(config, "is_causal", True), getattr(config, "causal", True)):
+        return True
+    layers = [m for name, m in model.named_modules() if not (OTHER_SENSES.search(name) or BRIDGES.search(name) or isinstance(m, PreTrainedModel))]
+    return any(getattr(m, "is_decoder", getattr(m, "is_causal", True)) is False for m in layers)
+
+
+def _counts_positions_itself(model) -> bool:
+    """RoBERTa and its kin: the table of positions has a row for padding, and the first token takes the row after it."""
+    return any(isinstance(m, nn.Embedding) and m.padding_idx is not None and "position" in name for name, m in model.named_modules())

@@ -89,10 +89,11 @@ def train(recipe, args: TrainingArguments, store: TokenStore, plan, fates, resum
     """Train one run and save it; every rank calls this."""
     import torch
 
-    from longalign_lib.train.trainer import LongAlignTrainer
+    from longalign_lib.train.trainer import LongAlignTrainer, check_arguments
 
     if args.process_index != 0:
         transformers.logging.set_verbosity_error()
+    check_arguments(args, plan)  # before the weights are read
     # bf16 weights only where an optimiser keeps float32 masters: plain AdamW would lose small updates in them
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     names["auto"] = torch.bfloat16 if args.bf16 and args.deepspeed else torch.float32

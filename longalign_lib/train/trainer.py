@@ -11,8 +11,9 @@ What it changes in transformers' Trainer, and nothing else:
   ``idle_estimated`` (share of rank-time spent waiting, if time follows FLOPs), ``tflops_per_device`` and, where the
   device's peak is known, ``mfu``;
 - a document longer than the model's window is refused; a pack may be longer;
+- what would change the order of the plan or add a term to the loss is refused (`check_arguments`, `refuse_other_losses`);
 - a checkpoint counts when its marker is written, after all ranks are done (`checkpoint`); weights that are not finite are
-  never written.
+  never written; a checkpoint of another plan, other data or another loss is not resumed.
 
 Cost beside Trainer's: one host sync a step (is the loss finite?), one all-reduce of four numbers a log.
 """
@@ -37,19 +38,23 @@ from longalign_lib.train.weights import plan_weights
 
 
 class RankPacks(Dataset):
-    """The packs of one rank in the order of its micro-steps: item ``step * micro_steps + micro`` is a batch of tensors."""
+    """The packs of one rank in the order of its micro-steps: item ``step * micro_steps + micro`` is a batch of tensors.
+
+    Steps count from the plan's first, which is not 0 in the file of a later shard (`shards`).
+    """
 
     def __init__(self, plan: Plan, store, rank: int, world_size: int, weights=None, pad_id: int = 0, balance: bool = True):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside 0..{world_size - 1}")
         self.plan, self.store, self.pad_id = plan, store, pad_id
         self.micro = micro_steps(plan, world_size)
-        self.steps = int(plan.table.step.max()) + 1
+        first = int(plan.table.step.min())
+        self.steps = int(plan.table.step.max()) + 1 - first
         weights = plan_weights(plan) if weights is None else weights
         self._lines = {pack: lines for pack, lines in plan.table.assign(weight=weights).groupby("pack")}
         dealt = assign(plan, world_size, balance)
         mine = dealt[dealt["rank"] == rank]
-        self._pack = {(s, m): p for s, m, p in zip(mine.step, mine.micro, mine.pack, strict=True)}
+        self._pack = {(s - first, m): p for s, m, p in zip(mine.step, mine.micro, mine.pack, strict=True)}
 
     def __len__(self) -> int:
         return self.steps * self.micro
@@ -79,9 +84,10 @@ class PlanMixin:
     Args:
         model: a causal language model; it is switched to the ``longalign`` attention unless ``attention_name`` is None.
         args: TrainingArguments; ``gradient_accumulation_steps`` must be the plan's micro-steps at this world size (a
-            ValueError says the number), ``per_device_train_batch_size`` 1 (a batch is a pack).
+            ValueError says the number), ``per_device_train_batch_size`` 1 (a batch is a pack); see `check_arguments`.
         store: row -> (input_ids, labels), such as a TokenStore.
-        plan: who sits where; it covers all epochs, so Trainer sees one.
+        plan: who sits where; it covers all epochs, so Trainer sees one. Its steps count from its first: of a plan made by
+            shards, each file is a run of its own, and ``optimizers`` hands optimiser and schedule on to the next.
         exponent, denominator: the loss weights, see `weights.token_weights`; exponent None is Eq. 3's plain packing.
         balance: see `plan.assign`.
     """
@@ -90,15 +96,8 @@ class PlanMixin:
 
     def __init__(self, model, args, *, store, plan: Plan, exponent: float | None = 1.0, denominator: str = "step",
                  balance: bool = True, attention_name: str | None = attention.NAME, **kwargs):  # fmt: skip
-        needed = micro_steps(plan, args.world_size)
-        if args.gradient_accumulation_steps != needed or args.per_device_train_batch_size != 1:
-            raise ValueError(
-                f"this plan has {plan.packs_per_step} packs a step, so {args.world_size} ranks need "
-                f"gradient_accumulation_steps={needed} and per_device_train_batch_size=1; got "
-                f"{args.gradient_accumulation_steps} and {args.per_device_train_batch_size}"
-            )
-        if args.num_train_epochs != 1:
-            raise ValueError(f"the plan holds its {plan.epochs} epochs itself: set num_train_epochs=1, not {args.num_train_epochs}")
+        check_arguments(args, plan)
+        refuse_other_losses(model, kwargs.get("compute_loss_func"))
         args.remove_unused_columns = False
         if args.n_gpu > 1:  # Trainer would split each pack over them with nn.DataParallel
             warnings.warn(f"one process trains on one of the {args.n_gpu} GPUs that it sees: start it with torchrun "
@@ -108,15 +107,36 @@ class PlanMixin:
             attention.register()
             model.set_attn_implementation(attention_name)
             families.refuse(model, attention_name)
+        elif attention_name is not None:
+            families.refuse_padded(model, int(plan.table.groupby("pack").size().max()))
         families.check_window(model, plan)
         self.plan, self.store = plan, store
-        pad = getattr(model.config, "pad_token_id", None) or 0
         self.rank_packs = RankPacks(plan, store, args.process_index, args.world_size,
-                                    plan_weights(plan, exponent, denominator), pad, balance)  # fmt: skip
+                                    plan_weights(plan, exponent, denominator), filler(model), balance)  # fmt: skip
+        self._loss = "mean of packs" if exponent is None else f"exponent {float(exponent)} over the {denominator}"
         self._facts = step_facts(plan, args.world_size, model.config, balance)
         self._sums, self._since, self._logged = None, None, 0
         self._step_losses: list = []  # (pack, losses, row, position) of the step at hand
         super().__init__(model=model, args=args, **{"train_dataset": self.rank_packs} | kwargs)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Trainer's own, once the checkpoint is known to be whole and of this plan, data, loss and engine.
+
+        Args:
+            resume_from_checkpoint: its folder; True takes the newest whole one in ``output_dir``.
+
+        Raises:
+            ValueError: it is not whole or belongs to another run (see `checkpoint.require`), or there is none.
+        """
+        if resume_from_checkpoint is True:
+            out = self.args.output_dir
+            resume_from_checkpoint = checkpoint.find(out, self.fingerprints(), say=self.args.process_index == 0)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{out} holds no whole checkpoint: leave out resume_from_checkpoint to begin at the first step")
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        elif resume_from_checkpoint:
+            checkpoint.require(resume_from_checkpoint, self.fingerprints())
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's packs in the plan's order; accelerate must not shard or shuffle them again."""
@@ -242,11 +262,11 @@ class PlanMixin:
             )
 
     def fingerprints(self) -> dict:
-        """What a checkpoint must agree with to be resumed: plan, data, and the engine that wrote it."""
+        """What a checkpoint must agree with to be resumed: plan, data, loss, and the engine that wrote it."""
         if not hasattr(self, "_prints"):
             config = self.args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
             self._prints = {"plan": checkpoint.plan_fingerprint(self.plan), "data": checkpoint.data_fingerprint(self.store),
-                            "engine": checkpoint.engine(config)}  # fmt: skip
+                            "loss": self._loss, "engine": checkpoint.engine(config)}  # fmt: skip
         return self._prints
 
 
@@ -254,16 +274,64 @@ class LongAlignTrainer(PlanMixin, Trainer):
     """transformers' Trainer over a plan; arguments as `PlanMixin`, further ones go to Trainer."""
 
 
+def check_arguments(args, plan: Plan) -> None:
+    """Raise ValueError for TrainingArguments under which a run would not follow the plan: what is off, and what to set."""
+    needed, steps = micro_steps(plan, args.world_size), int(np.ptp(plan.table.step)) + 1
+    if args.gradient_accumulation_steps != needed or args.per_device_train_batch_size != 1:
+        raise ValueError(
+            f"this plan has {plan.packs_per_step} packs a step, so {args.world_size} ranks need "
+            f"gradient_accumulation_steps={needed} and per_device_train_batch_size=1; got "
+            f"{args.gradient_accumulation_steps} and {args.per_device_train_batch_size}"
+        )
+    if args.num_train_epochs != 1:
+        raise ValueError(f"the plan holds its {plan.epochs} epochs itself: set num_train_epochs=1, not {args.num_train_epochs}")
+    if args.max_steps > steps:
+        raise ValueError(f"max_steps={args.max_steps} would go through the {steps} steps of this plan more than once: leave it out, or "
+                         "give build_plan more epochs")  # fmt: skip
+    if args.ignore_data_skip:
+        raise ValueError("ignore_data_skip=True would begin a resumed run at the plan's first step again: leave it out")
+    if args.label_smoothing_factor:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} has no part in the weighted sum of token losses: set it to 0")
+
+
+def refuse_other_losses(model, loss_function=None) -> None:
+    """Raise ValueError for a loss that would be left out: a function of the user's, or a router's auxiliary loss in the config.
+
+    The auxiliary loss is of all tokens of a batch, so a sum over packs depends on how the step was cut into them.
+    """
+    if loss_function is not None:
+        raise ValueError("compute_loss_func would not be called, the loss is the weighted sum of token losses: leave it out")
+    for config in (model.config, families.text_config(model)):
+        share = getattr(config, "router_aux_loss_coef", None)
+        if getattr(config, "output_router_logits", False) and share != 0:
+            raise ValueError(
+                f"{type(config).__name__} has output_router_logits=True, which adds the router's auxiliary loss (router_aux_loss_coef "
+                f"{share}) in a stock Trainer. It is of a batch, not of tokens, and has no place in the weighted sum: set "
+                "output_router_logits to False in model.config (in config.json for python -m longalign_lib.train)"
+            )
+
+
+def filler(model) -> int:
+    """The token that fills padded rows and empty packs, never a target: the model's padding token, or 0 where it has none.
+
+    A token without an embedding (-1, or one that was never added) counts as none.
+    """
+    pad = getattr(model.config, "pad_token_id", None)
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", 0)
+    return pad if isinstance(pad, int) and 0 <= pad < rows else 0
+
+
 def step_facts(plan: Plan, world_size: int, config, balance: bool = True) -> dict[str, np.ndarray]:
     """Of every step: tokens, room (tokens that packs could hold, padding included), flops, and worst_flops.
 
-    ``worst_flops`` is the sum over micro-steps of the dearest pack, times the ranks: what the step costs in rank-time if
+    Entry 0 is the plan's first step. ``worst_flops`` is the sum over micro-steps of the dearest pack, times the ranks: what the step costs in rank-time if
     everyone waits for the slowest. Both are 0 for models whose FLOPs are not known from their config.
     """
     packs = plan.packs()
     room = packs.slots if plan.padded else np.full(len(packs), plan.capacity)
-    steps = int(packs.step.max()) + 1
-    facts = {"tokens": np.bincount(packs.step, packs.tokens, steps), "room": np.bincount(packs.step, room, steps)}
+    step = packs.step - packs.step.min()
+    steps = int(step.max()) + 1
+    facts = {"tokens": np.bincount(step, packs.tokens, steps), "room": np.bincount(step, room, steps)}
     try:
         cost = from_config(config.get_text_config(), 1.0)
     except (AttributeError, TypeError):
@@ -273,5 +341,6 @@ def step_facts(plan: Plan, world_size: int, config, balance: bool = True) -> dic
 
 def _flops(plan: Plan, world_size: int, cost: StepCost, balance: bool, steps: int) -> dict[str, np.ndarray]:
     dealt = assign(plan, world_size, balance, cost=lambda p: cost(p.slots, p.squares))
+    dealt["step"] -= dealt.step.min()
     worst = dealt.groupby(["step", "micro"]).cost.max().groupby("step").sum().reindex(range(steps), fill_value=0.0)
     return {"flops": np.bincount(dealt.step, dealt.cost, steps), "worst_flops": world_size * worst.to_numpy()}

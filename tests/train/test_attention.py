@@ -5,11 +5,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GptOssConfig,
+    GptOssForCausalLM,
+    HrmTextConfig,
+    HrmTextForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+)
 
 from longalign_lib.train import attention, row_attention
 from longalign_lib.train.collate import collate
 from longalign_lib.train.loss import target_losses
+
+SIZE = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.3, "pad_token_id": 0}  # fmt: skip
 
 
 def model_inputs(batch):
@@ -261,3 +280,113 @@ def test_caps_sinks_and_windows_also_with_padding_and_caches(make):
     ours, theirs = answers(attention.NAME), answers("eager")
     assert torch.allclose(ours[0], theirs[0], atol=1e-4) and torch.allclose(ours[1], theirs[1], atol=1e-4)
     assert ours[2].tolist() == theirs[2].tolist()
+
+
+def logits_of_generation(model, name, **asked):
+    """Logits of six greedy steps, stacked [6, B, V]."""
+    model.set_attn_implementation(name)
+    out = model.generate(**asked, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True,
+                         eos_token_id=None, pad_token_id=0)  # fmt: skip
+    return torch.stack(out.logits)
+
+
+def plain():
+    return LlamaForCausalLM(LlamaConfig(**SIZE))
+
+
+def windowed(window=4):
+    return PhimoeForCausalLM(PhimoeConfig(**SIZE, num_local_experts=2, num_experts_per_tok=1, sliding_window=window))
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("make", [plain, capped, sunk, windowed])
+def test_a_static_cache_is_filled_as_by_eager(make, padding):
+    """Its keys are longer than the prompt, which begins at their first: sdpa then wants no mask, but aligned at the start."""
+    torch.manual_seed(0)
+    model = make().eval()
+    asked = {"input_ids": torch.randint(3, 97, (2, 13)), "attention_mask": torch.ones(2, 13, dtype=torch.long)}
+    asked["attention_mask"][0, :padding] = 0
+    expected = logits_of_generation(model, "eager", **asked)
+    ours = logits_of_generation(model, attention.register(), **asked, cache_implementation="static")
+    assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("make", [plain, capped, sunk, windowed])
+def test_packs_and_whole_rows_build_no_mask(make, pack_of, monkeypatch):
+    def build(*args, **kwargs):
+        raise AssertionError("a mask of all pairs of tokens")
+
+    torch.manual_seed(0)
+    model = make().eval()
+    model.set_attn_implementation(attention.register())
+    store, lines = pack_of([7, 12])
+    monkeypatch.setattr(attention, "sdpa_mask", build)
+    for padded in (False, True):
+        model(**model_inputs(collate(lines, store, padded=padded)), use_cache=False)
+
+
+@pytest.mark.parametrize("window", [4, 64])
+def test_a_window_that_only_the_mask_knows(window):
+    """PhiMoE's layers hand no window to their attention: `mask_for` notes it, and a row sees what eager lets it see."""
+    torch.manual_seed(0)
+    model, ids = windowed(window).eval(), torch.randint(3, 97, (2, 20))
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        model.set_attn_implementation(attention.register())
+        ours = model(input_ids=ids, use_cache=False).logits
+        whole = windowed(None).eval()
+        whole.load_state_dict(model.state_dict())
+        assert (whole(input_ids=ids, use_cache=False).logits - expected).abs().max() > (0.01 if window == 4 else -1)
+    assert torch.allclose(ours, expected, atol=1e-4)
+    x = torch.randn(1, 2, 6, 4)
+    note = torch.ones(1, 1, 0, 3, dtype=torch.bool)
+    assert torch.equal(*(attention.packed_attention(Layer(), x, x, x, **call)[0] for call in ({"attention_mask": note}, {"sliding_window": 3})))
+
+
+def test_chunks_are_no_window():
+    """Llama 4's chunked layers give their size as windows do; their mask is kept."""
+    config = Llama4TextConfig(**SIZE, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=4,
+                              layer_types=["chunked_attention", "full_attention"])  # fmt: skip
+    torch.manual_seed(0)
+    model, ids = Llama4ForCausalLM(config).eval(), torch.randint(3, 97, (1, 13))
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        model.set_attn_implementation(attention.register())
+        assert torch.allclose(model(input_ids=ids, use_cache=False).logits, expected, atol=1e-4)
+
+
+def prefix():
+    return HrmTextForCausalLM(HrmTextConfig(**{k: v for k, v in SIZE.items() if k != "num_key_value_heads"}, head_dim=8))
+
+
+def images():
+    text = SIZE | {"vocab_size": 300, "head_dim": 8, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"],
+                   "query_pre_attn_scalar": 1}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=290,
+                                                       boi_token_index=291, eoi_token_index=292))  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [prefix, images])
+def test_a_mask_that_looks_ahead_is_kept_and_never_packed(make):
+    """A prefix or a block of an image is seen from both sides; without one the same model packs."""
+    torch.manual_seed(0)
+    model, ids = make().eval(), torch.randint(3, 97, (1, 16))
+    none = torch.zeros(1, 16, dtype=torch.long)
+    block = torch.where((torch.arange(16) >= 2) & (torch.arange(16) < 9), 1, 0)[None]
+    answers = {}
+    for name in ("eager", attention.register()):
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            answers[name] = [model(input_ids=ids, token_type_ids=x, use_cache=False).logits for x in (none, block)]
+    causal, both = answers["eager"]
+    assert (causal - both).abs().max() > 0.1
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(answers["eager"], answers[attention.NAME], strict=True))
+    borders = torch.tensor([0, 10, 16], dtype=torch.int32)
+    pack = {"input_ids": ids, "position_ids": torch.cat([torch.arange(10), torch.arange(6)])[None], "use_cache": False,
+            "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 10, "max_length_k": 10}  # fmt: skip
+    with torch.no_grad():
+        assert torch.allclose(model(**pack).logits[:, :10], causal[:, :10], atol=1e-3)
+        with pytest.raises(ValueError, match="no mask beside cu_seq_lens_q"):
+            model(**pack, token_type_ids=block)

@@ -100,8 +100,31 @@ def test_options_that_the_plan_sets_are_refused():
     from longalign_lib.train.__main__ import check_options
 
     assert check_options(["--seed=3", "--data", "x"]) == ["--seed", "3", "--data", "x"]
-    with pytest.raises(ValueError, match="--num_train_epochs is set by the plan: use --epochs"):
+    with pytest.raises(ValueError, match="--num_train_epochs cannot be set here: use --epochs"):
         check_options(["--num_train_epochs=3"])
+    with pytest.raises(ValueError, match="--ignore_data_skip cannot be set here: a resumed run continues with the samples not yet seen"):
+        check_options(["--seed", "3", "--ignore-data-skip", "true"])
+    with pytest.raises(ValueError, match="--resume_from_checkpoint cannot be set here: a run goes on by itself"):
+        check_options(["--resume_from_checkpoint=OUT/checkpoint-4"])
+
+
+@pytest.mark.parametrize("words", [["--max_step", "3"], ["--num-train-epoch=3"], ["--capacit", "64"], ["--ignore_data", "true"]])
+def test_an_abbreviated_option_is_none(words, run_folder, tmp_path):
+    """argparse takes any unique beginning of a name by default, past the check of what the plan sets."""
+    from longalign_lib.train.__main__ import main
+
+    with pytest.raises(ValueError, match=f"{words[0].split('=')[0].replace('-', '.')}.*: no such option"):
+        main(["--data", str(run_folder / "data"), "--model", str(run_folder / "model"), "--output_dir", str(tmp_path / "out"), *words])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_term_that_has_no_part_is_refused_before_anything_is_written(run_folder, tmp_path):
+    from longalign_lib.train.__main__ import main
+
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.3 has no part"):
+        main(["--data", str(run_folder / "data"), "--model", str(run_folder / "model"), "--output_dir", str(tmp_path / "out"),
+              "--capacity", "128", "--packs_per_step", "4", "--label_smoothing_factor", "0.3"])  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_row_beyond_the_window_names_both_numbers_and_the_fix(tiny_model):

@@ -37,6 +37,9 @@ FAMILIES = {  # name: (class stem, settings beside SIZE)
     "Qwen3": ("Qwen3", HEAD),
     "Qwen3-MoE": ("Qwen3Moe", HEAD | EXPERTS),
     "Mistral, window": ("Mistral", {"sliding_window": 4}),
+    "Qwen2-MoE, window": ("Qwen2Moe", EXPERTS | {"shared_expert_intermediate_size": 16, "use_sliding_window": True, "sliding_window": 4,
+                                                 "max_window_layers": 2}),
+    "PhiMoE, window": ("Phimoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
     "Mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "Gemma 2": ("Gemma2", HEAD | {"sliding_window": 4, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 1}),
     "Gemma 3": ("Gemma3", HEAD | {"sliding_window": 4, "layer_types": LOCAL, "query_pre_attn_scalar": 1}),
@@ -73,8 +76,9 @@ REFUSED = {  # name: (class stem, settings, what the refusal says, whether packs
     "MPT": ("Mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4}, "ALiBi.*no AttentionInterface", None),
     "Falcon": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, "no AttentionInterface", None),
     "Falcon, ALiBi": ("Falcon", {"alibi": True}, "ALiBi.*no AttentionInterface", None),
+    "Doge": ("Doge", {}, "prepare_dynamic_mask", None),
     "Llama 4": ("Llama4", HEAD | {"intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 4,
-                                  "layer_types": ["chunked_attention", "full_attention"]}, "'chunked_attention'", True),
+                                  "layer_types": ["chunked_attention", "full_attention"]}, "'chunked_attention'", None),
 }  # fmt: skip
 
 
@@ -144,6 +148,8 @@ def test_what_the_families_are_chosen_for_matters(name, monkeypatch):
     drop = {"Qwen2, window": "sliding_window", "Gemma 3": "sliding_window", "Gemma 2": "softcap", "GPT-OSS": "s_aux"}.get(name)
     whole = attention.packed_attention
     monkeypatch.setattr(attention, "packed_attention", lambda *a, **k: whole(*a, **{x: y for x, y in k.items() if x != drop}))
+    if drop == "sliding_window":  # and its note
+        monkeypatch.setattr(attention, "mask_for", lambda **kwargs: None)
     build = probe.pack_inputs if drop else lambda d: probe.pack_inputs(d) | {"position_ids": torch.arange(sum(map(len, d)))[None]}
     report = check_no_leak(tiny(*FAMILIES[name]), attention="longalign", make_batch=build, raise_error=False)
     monkeypatch.undo()

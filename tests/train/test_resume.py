@@ -158,6 +158,17 @@ def test_find_takes_the_newest_whole_one_and_names_what_differs(tmp_path, capsys
     assert checkpoint.rotate(tmp_path, None) == []
 
 
+def test_a_named_checkpoint_must_be_whole_and_agree(tmp_path):
+    folder = tmp_path / "run" / "checkpoint-4"
+    folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"checkpoint-4 has no longalign.json: .* another Trainer wrote it .* load them into the model"):
+        checkpoint.require(folder, {})
+    checkpoint.mark(folder, {"plan": "p", "loss": "mean of packs", "ranks": 2})
+    assert checkpoint.require(str(folder), {"plan": "p"}) is None
+    with pytest.raises(ValueError, match=r"checkpoint-4 in run belongs to another run: its plan is 'p', now it is 'q'\. Give another"):
+        checkpoint.require(folder, {"loss": "mean of packs", "plan": "q"})
+
+
 def test_a_run_continues_under_the_engine_that_wrote_its_checkpoint(root, tmp_path):
     """Trainer itself would go on from a DeepSpeed checkpoint with a fresh optimiser, silently."""
     read = {f.stem: json.loads(f.read_text()) for f in (root / "configs").glob("*.json")}

@@ -114,6 +114,95 @@ def test_wrong_accumulation_is_refused_with_the_right_number(tiny_model, tmp_pat
         LongAlignTrainer(tiny_model, args, store=store, plan=plan)
 
 
+@pytest.mark.parametrize("more, said", [
+    ({"max_steps": 5}, "max_steps=5 would go through the 4 steps of this plan more than once"),
+    ({"ignore_data_skip": True}, "ignore_data_skip=True would begin a resumed run at the plan's first step"),
+    ({"label_smoothing_factor": 0.3}, "label_smoothing_factor=0.3 has no part in"),
+])  # fmt: skip
+def test_arguments_against_the_plan_or_its_loss_are_refused(more, said, tiny_model, tmp_path):
+    store = make_store()
+    plan = build_plan(*sizes(store), method="packed", capacity=80, packs_per_step=2)
+    assert len(plan.steps()) == 4
+    with pytest.raises(ValueError, match=said):
+        LongAlignTrainer(tiny_model, arguments(tmp_path, 2, **more), store=store, plan=plan)
+
+
+def test_fewer_steps_than_the_plan_has_may_be_asked_for(tiny_model, tmp_path, capsys):
+    args, data = saving(tmp_path, max_steps=2)
+    trainer = LongAlignTrainer(tiny_model, args, **data)
+    trainer.train()
+    logged = [x for x in trainer.state.log_history if "loss" in x]
+    assert [x["sequences"] for x in logged] == data["plan"].steps().sequences.tolist()[:2]
+
+
+def test_losses_that_would_be_left_out_are_refused(tiny_model, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    store = make_store()
+    plan = build_plan(*sizes(store), method="packed", capacity=80, packs_per_step=4)
+    config = MixtralConfig(vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           num_key_value_heads=1, num_local_experts=2, output_router_logits=True, router_aux_loss_coef=0.5)  # fmt: skip
+    mixtral, data = MixtralForCausalLM(config), {"store": store, "plan": plan}
+    with pytest.raises(ValueError, match=r"MixtralConfig has output_router_logits=True.*router_aux_loss_coef 0\.5.*set output_router_logits to False"):
+        LongAlignTrainer(mixtral, arguments(tmp_path, 4), **data)
+    for off in ({"router_aux_loss_coef": 0.0}, {"output_router_logits": False, "router_aux_loss_coef": 0.5}):
+        for name, value in off.items():
+            setattr(mixtral.config, name, value)
+        LongAlignTrainer(mixtral, arguments(tmp_path, 4), **data)  # nothing is left out: the share is 0, or the loss is off
+    with pytest.raises(ValueError, match="compute_loss_func would not be called"):
+        LongAlignTrainer(tiny_model, arguments(tmp_path, 4), compute_loss_func=lambda *x, **y: 0.0, **data)
+
+
+@pytest.mark.parametrize("pad", [-1, 97, None])
+def test_a_padding_token_without_an_embedding_fills_nothing(pad, tiny_model, tmp_path, capsys):
+    """Padded rows, and the empty pack of a short last step, take token 0 then; no digit of the losses depends on it."""
+    store, losses = make_store(7), {}
+    for method, accumulation, more in (("naive", 1, {"rows_per_pack": 3, "capacity": 120}), ("packed", 2, {"capacity": 60})):
+        plan = build_plan(*sizes(store), method=method, packs_per_step=accumulation, **more)
+        for token in (5, pad):
+            tiny_model.config.pad_token_id = token
+            trainer = LongAlignTrainer(tiny_model, arguments(tmp_path, accumulation), store=store, plan=plan)
+            trainer.args.learning_rate = 0.0
+            assert trainer.rank_packs.pad_id == (token if token == 5 else 0)
+            trainer.train()
+            losses[method, token] = [x["loss"] for x in trainer.state.log_history if "loss" in x]
+        assert method == "naive" or -1 in [trainer.rank_packs[k]["pack"] for k in range(len(trainer.rank_packs))]
+        assert losses[method, pad] == pytest.approx(losses[method, 5], rel=1e-12)
+
+
+def test_the_files_of_a_plan_by_shards_train_as_the_whole_does(tiny_model, tmp_path, capsys):
+    """A later file's steps count from its first: no empty step, in which AdamW's decay would move the weights."""
+    import copy
+    from dataclasses import replace
+
+    import pandas as pd
+
+    from longalign_lib.train.shards import build_shards, iter_shards
+
+    store = make_store()
+    lengths, targets = sizes(store)
+    build_shards([(lengths[k : k + 8], targets[k : k + 8]) for k in (0, 8, 16)], tmp_path / "shards", capacity=80, packs_per_step=2, seed=0)
+    plans = list(iter_shards(tmp_path / "shards"))
+    assert len(plans) == 3 and plans[-1].table.step.min() >= 2
+    whole = replace(plans[0], table=pd.concat([p.table for p in plans], ignore_index=True))
+    runs = []
+    for parts in ([whole], plans):
+        model, handed, logged = copy.deepcopy(tiny_model), (None, None), []
+        for plan in parts:
+            args = arguments(tmp_path / "run", 2, weight_decay=0.1)
+            args.optim = "adamw_torch"
+            trainer = LongAlignTrainer(model, args, store=store, plan=plan, optimizers=handed)
+            trainer.train()
+            handed = trainer.optimizer, trainer.lr_scheduler
+            logged += [(x["sequences"], x["fill"], x["loss"]) for x in trainer.state.log_history if "loss" in x]
+            assert [x for x, _, _ in logged[-len(plan.steps()) :]] == plan.steps().sequences.tolist()
+        runs.append((np.array(logged), torch.cat([p.detach().flatten() for p in model.parameters()])))
+    assert np.allclose(runs[0][0], runs[1][0], rtol=1e-12) and torch.allclose(runs[0][1], runs[1][1], rtol=0, atol=1e-12)
+    facts = [step_facts(p, 2, tiny_model.config) for p in plans]
+    for name, value in step_facts(whole, 2, tiny_model.config).items():
+        assert np.concatenate([f[name] for f in facts]) == pytest.approx(value)
+
+
 def test_held_out_loss_against_transformers(tiny_model):
     store = [*make_store(5), (np.array([5, 6]), np.array([IGNORE, IGNORE]))]
     table = held_out_loss(tiny_model, store)
@@ -211,6 +300,45 @@ def test_a_step_saved_anew_mixes_with_nothing_that_a_kill_left(tiny_model, tmp_p
     args.save_total_limit = None
     LongAlignTrainer(tiny_model, args, **data).train()
     assert not left.parent.exists() and checkpoint.read_mark(tmp_path / "checkpoint-2")["engine"] == "plain"
+
+
+def test_resuming_takes_the_newest_whole_checkpoint_of_this_run_alone(tiny_model, tmp_path, capsys):
+    import copy
+
+    args, data = saving(tmp_path)
+    args.save_total_limit = None
+    fresh, other_weights = copy.deepcopy(tiny_model), {"exponent": 0.5}
+    whole = LongAlignTrainer(tiny_model, args, **data)
+    whole.train()
+    last = len(data["plan"].steps())
+    (tmp_path / f"checkpoint-{last}" / checkpoint.MARKER).unlink()  # as if the run had been killed while writing it
+    (tmp_path / f"checkpoint-{last - 1}" / "longalign.json").unlink()
+
+    def resume(which, more=None, **others):
+        trainer = LongAlignTrainer(copy.deepcopy(fresh), args, **data | others, **more or {})
+        trainer.train(resume_from_checkpoint=which)
+        return trainer
+
+    moved = [(np.roll(x, 1), np.roll(y, 1)) for x, y in data["store"]]
+    plans = [build_plan(*sizes(data["store"]), method="packed", capacity=80, packs_per_step=2, seed=s) for s in (1, 7)]
+    prints = [checkpoint.plan_fingerprint(p) for p in plans]
+    for which in (True, str(tmp_path / "checkpoint-1"), tmp_path / f"checkpoint-{last - 2}"):
+        with pytest.raises(ValueError, match=f"belongs to another run: its plan is '{prints[0]}', now it is '{prints[1]}'. Give"):
+            resume(which, plan=plans[1])
+        with pytest.raises(ValueError, match=r"its loss is 'exponent 1\.0 over the step', now it is 'exponent 0\.5 over the step'"):
+            resume(which, other_weights)
+        with pytest.raises(ValueError, match="its data is"):
+            resume(which, store=moved)
+    with pytest.raises(ValueError, match=f"checkpoint-{last} has no longalign.json: its run was stopped .* load them into the model"):
+        resume(str(tmp_path / f"checkpoint-{last}"))
+    capsys.readouterr()
+    resumed = resume(True)
+    assert f"checkpoint-{last - 1} is incomplete" in capsys.readouterr().out
+    assert [x["loss"] for x in resumed.state.log_history if "loss" in x] == [x["loss"] for x in whole.state.log_history if "loss" in x]
+    for folder in checkpoint.checkpoints(tmp_path):
+        checkpoint.clear(folder)
+    with pytest.raises(ValueError, match="holds no whole checkpoint: leave out resume_from_checkpoint"):
+        resume(True)
 
 
 def test_standard_callbacks_and_checkpoints(tiny_model, tmp_path, capsys):
