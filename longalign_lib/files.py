@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside their place, then moved onto it.
 
-Invariant: a reader, another process or a run after a kill never sees half a file. Cost: one rename.
+Invariant: a reader, another process or a run after a kill never sees half a file, as long as one process at a time writes it.
+Cost: one rename.
 """
 
 from __future__ import annotations

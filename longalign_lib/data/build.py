@@ -108,6 +108,8 @@ def _choose(out, found, lengths, n, quotas, chinese, threshold, seed, progress) 
     parts = out / "parts"
     frames = [pd.DataFrame(made["index"], columns=INDEX).assign(part=part) for part, made in found.items()]
     table = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+    again = table["id"].duplicated() & ~table.duplicated(["id", "part"])  # another reader has a document of that name
+    table.loc[again, "id"] = table.part[again] + ":" + table.id[again]
     repeated = table["id"].duplicated()
     removed = [
         {"id": row.id, "reason": "duplicate id; ids must be unique", "reader": row.part}
@@ -137,7 +139,7 @@ def _choose(out, found, lengths, n, quotas, chinese, threshold, seed, progress) 
         ids = table["id"].tolist()
         order = sorted(chosen, key=lambda i: sampling.key_of(seed, f"order {ids[i]}"))
         documents, spots = out / "documents.jsonl", _places(table)
-        write_jsonl(documents, (_record(texts(*spots[i])) for i in order))
+        write_jsonl(documents, (_record(texts(*spots[i])) | {"id": ids[i]} for i in order))
     duplicates = pd.Series([note["id"] for note in removed if "duplicate_of" in note], dtype=object)
     counts["got"] = [int(table.loc[order, "part"].eq(part).sum()) for part in found]
     report.attrs["readers"] = counts.to_dict("records")

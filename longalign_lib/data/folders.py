@@ -45,6 +45,9 @@ def iter_folder(
 ) -> Iterator[Document]:
     """Yield the documents of every readable file under a folder; records of JSONL and Parquet need a "text" field.
 
+    Ids are file names, or a record's own "id", with its file's name before it where another record has that id and another text
+    (files that each number their rows from 0); the same id with the same text is a duplicate.
+
     Args:
         path: the folder, read recursively in sorted order.
         rejected: gets {"id", "reason"} for what cannot be used, files of other kinds among them.
@@ -63,6 +66,14 @@ def iter_folder(
         raise ValueError(f"language {language!r} is unknown; accepted: en, zh, auto")
     if max_bytes < 1:
         raise ValueError(f"max_bytes is {max_bytes}; give at least 1")
+
+    seen: dict[str, int] = {}
+
+    def named(given: str, name: str, text: str) -> str:
+        for identity in (given, f"{name}#{given}"):
+            if seen.setdefault(identity, hash(text)) == hash(text):
+                break
+        return identity
 
     def documents() -> Iterator[Document]:
         home = folder.resolve()
@@ -95,7 +106,7 @@ def iter_folder(
                     continue
                 given = {key: _utf8(str(record[key])) for key in FIELDS if record.get(key) not in (None, "")}
                 licence = given.get("licence") or given.get("license", "")
-                identity = given.get("id", f"{name}#{row}")
+                identity = named(given["id"], name, text) if "id" in given else f"{name}#{row}"
                 yield Document(identity, text, source, _language(text, language), given.get("title", ""), licence)
 
     yield from accepting(documents(), rejected, cleaned)

@@ -75,6 +75,8 @@ def _convert(records: Iterable[tuple[str, dict]], kind: str | None, rejected: li
 def to_sample(record: dict, kind: str | None = None, place: str = "") -> dict:
     """One record as a sample; ValueError says why it is none."""
     kind = kind or kind_of(record)
+    if not _NEEDED[kind] <= set(record):
+        raise ValueError(f"a record with the keys {sorted(map(str, record))} is no {kind} record, which has {' and '.join(sorted(_NEEDED[kind]))}")
     messages, facts = FORMATS[kind](record)
     messages, mended = mend(messages)
     check_messages(messages)
@@ -97,6 +99,9 @@ def kind_of(record: dict) -> str:
         f"a record with the keys {sorted(map(str, keys))} is of no known format; accepted: conversations (ShareGPT), "
         "messages (LongAlign-10k), instruction and output (LongAlpaca, Alpaca)"
     )
+
+
+_NEEDED = {"sharegpt": {"conversations"}, "longalign": {"messages"}, "longalpaca": {"instruction", "output"}, "alpaca": {"instruction", "output"}}
 
 
 def mend(messages: list[dict]) -> tuple[list[dict], list[str]]:

@@ -38,6 +38,7 @@ from longalign_lib.data.prompts import (
     parse_questions,
     prompt_language,
     question_prompt,
+    without_thought,
 )
 from longalign_lib.data.settings import same_settings
 from longalign_lib.data.text import unusable
@@ -249,10 +250,12 @@ async def _outcome(document: Document, client, seed: int, tasks, min_overlap, fo
         return rejection | {"reason": first if listed else "empty: the model wrote nothing"}
     question = draw.choice(questions)
     prompt = answer_prompt(document, question)
-    answer, finish = await ask(prompt, *for_answer)
-    reason = check_answer(answer, question, document.text, language, finish, min_overlap)
+    said, finish = await ask(prompt, *for_answer)
+    answer = without_thought(said)
+    reason = "cut off: the thinking reached the token limit" if said.strip() and not answer and finish == "length" else ""
+    reason = reason or check_answer(answer, question, document.text, language, finish, min_overlap)
     if reason:
-        return rejection | {"stage": "answer", "question": question, "answer": answer, "reason": reason}
+        return rejection | {"stage": "answer", "question": question, "answer": said, "reason": reason}
     messages = [
         {"role": "user", "content": f"{document.text}\n\n{question}"},
         {"role": "assistant", "content": answer},

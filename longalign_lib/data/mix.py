@@ -141,7 +141,7 @@ def mix(
                         continue
                     seen[row.key] = origin
                     groups[part].append(row)
-                    spool.write(json.dumps(sample | {"part": part, "origin": origin}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+                    spool.write(json.dumps(sample | {"part": part, "origin": origin}, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n")
         try:
             taken, notes = choose(name, groups["long"], groups["short"], seed, sources)
         except ValueError as error:

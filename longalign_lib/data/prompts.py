@@ -106,6 +106,18 @@ def parse_questions(text: str) -> list[str]:
     return [item for item in map(_clean, items) if item and not item.endswith((":", "："))]
 
 
+def without_thought(text: str) -> str:
+    """A reply without what a reasoning model thinks before it, ended or cut off, with the opening mark or (as some servers give it) without.
+
+    Example:
+        >>> without_thought("<think>\\nWell, 7?\\n</think>\\n\\nSeven."), without_thought("Well.</think> Seven."), without_thought("<think>Well")
+        ('Seven.', 'Seven.', '')
+    """
+    if not re.match(r"\s*<think", text, flags=re.IGNORECASE):
+        return re.sub(r"\A(?:(?!<think).)*</think(?:ing)?>\s*", "", text, flags=re.DOTALL | re.IGNORECASE)
+    return re.sub(r"\A\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)\s*", "", text, flags=re.DOTALL | re.IGNORECASE)
+
+
 def question_prompt(document: Document, task: str) -> str:
     """The message that asks for five questions. Raises ValueError for an unknown task type."""
     if task not in TASKS:
@@ -128,8 +140,15 @@ def _heading(item: str) -> bool:
     return not item or item.rstrip("*_ ").endswith((":", "："))
 
 
+_CODE = re.compile(r"`+([^`]+)`+")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*\*|__)(?=[^\s*_])([^*_]*\s[^*_]*|[^*_]*[^\w*_][^*_]*|\w+(?=\*))(?<=\S)\1(?![\w*])")
+
+
 def _clean(item: str) -> str:
-    return re.sub(r"\*\*|__|`", "", item).strip(' *_"“”|')
+    """Without markdown's emphasis and backticks; what they mark as code, and names such as ``__init__``, stay as they are."""
+    parts = _CODE.split(item)  # every second part is code
+    parts[::2] = [_EMPHASIS.sub(r"\2", part) for part in parts[::2]]
+    return re.sub(r"\A_+(?=[^_])(.*\W)_+\Z", r"\1", "".join(parts).strip(' *"“”|'))
 
 
 def _from_json(text: str) -> list[str] | None:

@@ -156,6 +156,18 @@ def test_the_order_of_files_and_rows_does_not_matter(tmp_path):
     assert {d["id"] for d in other} != {d["id"] for d in first}
 
 
+def test_two_readers_whose_files_have_the_same_names_lose_none(tmp_path):
+    rng = random.Random(0)
+    texts = {(folder, i): " ".join(f"{folder}{rng.randrange(10**6)}" for _ in range(40)) for folder in "ab" for i in range(10)}
+    for (folder, i), text in texts.items():
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{i}.txt").write_text(text)
+    path, rejected, report = build(tmp_path / "out", [f"one={tmp_path / 'a'}", f"two={tmp_path / 'b'}"], n=20, chinese=None)
+    documents = read_jsonl(path)
+    assert {d["text"] for d in documents} == set(texts.values()) and len({d["id"] for d in documents}) == 20
+    assert not read_jsonl(rejected) and [row["got"] for row in report.attrs["readers"]] == [10, 10]
+
+
 # ------------------------------------------------------------------------------------------------------- killed and rerun
 def test_a_rerun_reads_nothing_again_and_a_changed_wish_does(web, tmp_path):
     load, out = loader_of(web), tmp_path / "out"

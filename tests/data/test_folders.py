@@ -39,6 +39,16 @@ def test_a_folder_of_ones_own(tmp_path):
         read_folder(tmp_path, language="de")
 
 
+def test_files_that_each_number_their_rows_from_0_lose_none(tmp_path):
+    for part in range(3):
+        rows = [{"id": i, "text": f"text {part} {i}"} for i in range(4)] + [{"id": 9, "text": "the same everywhere"}]
+        (tmp_path / f"part-{part}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    documents, rejected = read_folder(tmp_path)
+    assert {d.text for d in documents} == {f"text {part} {i}" for part in range(3) for i in range(4)} | {"the same everywhere"}
+    assert len({d.id for d in documents}) == len(documents) == 13 and {"0", "part-1.jsonl#0", "part-2.jsonl#3"} <= {d.id for d in documents}
+    assert [(r["id"], r["reason"].split(";")[0]) for r in rejected] == [("9", "duplicate id")] * 2
+
+
 def test_parquet_gzip_and_their_faults(tmp_path):
     pq.write_table(pa.table({"text": ["p0", None, "p2"], "id": [7, 8, 9], "license": ["MIT", "MIT", None]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"content": ["x"]}), tmp_path / "b.parquet")

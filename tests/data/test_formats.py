@@ -94,6 +94,13 @@ def test_every_kind_of_file_reads_the_same(tmp_path):
     assert [r["id"] for _, rejected in found for r in rejected] == ["a.json:201", "a.jsonl:201", "a.parquet:201"]
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_records_of_another_kind_than_asked_for_are_rejections(tmp_path, kind):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    found, rejected = read_format(tmp_path / "a.jsonl", kind)
+    assert not found and f"the keys ['text'] is no {kind} record" in rejected[0]["reason"]
+
+
 def test_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone.json: no such file"):
         read_format(tmp_path / "gone.json")

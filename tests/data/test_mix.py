@@ -111,6 +111,19 @@ def test_wrong_arguments_are_named(tmp_path):
     assert mix("longalign-0k", [], short, 0, tmp_path / "o.jsonl")["rows"] == 25
 
 
+def test_facts_that_json_does_not_know_are_written_as_text(tmp_path):
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([sample("long", made=datetime.datetime(2024, 1, 2))]), tmp_path / "long.parquet")
+    write_jsonl(tmp_path / "short.jsonl", [sample("short")])
+    mix("longalign-10k", tmp_path / "long.parquet", tmp_path / "short.jsonl", 0, tmp_path / "s.jsonl", progress=False)
+    (row,) = [r for r in read_jsonl(tmp_path / "s.jsonl") if r["part"] == "long"]
+    assert row["messages"][0]["content"] == "long?" and row.get("made", "2024-01-02 00:00:00") == "2024-01-02 00:00:00"
+
+
 def test_what_was_rejected_is_told_where_nothing_is_left(tmp_path):
     write_jsonl(tmp_path / "long.jsonl", [{"id": "x", "text": "no messages"}])
     write_jsonl(tmp_path / "short.jsonl", [sample("short")])
