@@ -14,10 +14,10 @@ the text (not of its tokens), at depths drawn uniformly; other facts of the same
 
 Replies are marked by `is_right` (`verifiable_answers`); `verifiable_build` writes files of samples that survive kills.
 
-Invariants: the whole chat has at most max_tokens tokens; a key or value that the document already holds is not used, and
-each stands in the text as often as the inserted sentences say; no question holds its answer; the same arguments give the
-same samples. Cost: two tokenisations a sample and one of each document; 2,000 samples of up to 4k tokens take about half
-a minute on one core.
+Invariants: the whole chat has at most max_tokens tokens; a key or value that the document already holds is not used, nor the
+place that a hop asks about, and each stands in the text as often as the inserted sentences say; no question holds its
+answer; the same arguments give the same samples. Cost: two tokenisations a sample and one of each document; 2,000 samples of
+up to 4k tokens take about half a minute on one core.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from longalign_lib.data.facts import FAMILIES
 from longalign_lib.data.text import language_of, sentence_ends
 from longalign_lib.data.tokens import encode_chat
 from longalign_lib.data.verifiable_answers import is_right
-from longalign_lib.data.verifiable_items import ALL_KINDS, KINDS, Item, make_item
+from longalign_lib.data.verifiable_items import ALL_KINDS, KINDS, Item, even, make_item
 
 __all__ = ["ALL_KINDS", "KINDS", "Item", "insert_sentences", "is_right", "make_item", "retrieval_samples"]
 
@@ -197,7 +197,7 @@ def draw_sample(pool: Pool, kind: str, low: int, high: int, max_facts: int, rng:
 
 def _unique(item: Item, text: str) -> bool:
     """True when each name stands in the text as often as in what was inserted, and the question holds no answer."""
-    inserted, lowered, asked = "\n".join(item.sentences).lower(), text.lower(), item.question.lower()
-    names = [name.lower() for name in item.names]
+    inserted, held, asked = even("\n".join(item.sentences)), even(text), item.question.lower()
+    names = [even(name) for name in item.names]
     holds = item.ordered or not any(value.lower() in asked for value in item.expected)
-    return holds and all(lowered.count(name) == inserted.count(name) for name in names)
+    return holds and all(held.count(name) == inserted.count(name) for name in names)

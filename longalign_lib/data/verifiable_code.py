@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,8 @@ class CodeFact:
 def code_facts(text: str) -> list[CodeFact]:
     """What can be asked about the code in a text: defaults and parameters of functions, values of constants.
 
-    Values that anyone would guess (None, booleans, 0, 1, empty) are left out, and so are names that are defined twice.
+    Values that anyone would guess (None, booleans, 0, 1, empty) or that have no letter or digit are left out, and so are
+    names that are defined twice.
     """
     found, size = [], max(1, len(text))
     for match in _HEAD.finditer(text):
@@ -63,7 +65,7 @@ def code_facts(text: str) -> list[CodeFact]:
             value = _value(ast.parse(match[2], mode="eval").body) if once else None
         except SyntaxError:
             continue
-        if value is not None and value in match[2]:  # 0o666 is not asked for as 438
+        if value is not None and value in match[2] and _bound(match[1], text) == 1:  # 0o666 is not asked for as 438
             found.append(CodeFact("constant", match[1], "", (value,), round(match.start() / size, 4)))
     return [f for f in found if not any(_inside(v, _ask(f, "en")) for v in f.values)]
 
@@ -120,6 +122,24 @@ def _inside(value: str, question: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(value.lower())}(?![A-Za-z0-9])", question.lower()) is not None
 
 
+def _bound(name: str, text: str) -> int:
+    """How often lines of a text bind a name: in a tuple, by `for`, `as`, `**=`, `import`, `def` and so on, too."""
+    count = 0
+    for match in re.finditer(rf"^[ \t]*(?:async |el(?=if))?(except\b)?(.*(?<![\w.]){name}(?!\w).*)$", text, flags=re.MULTILINE):
+        line = f"try: pass\nexcept{match[2]}" if match[1] else match[2]
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of an escape that is none
+                nodes = list(ast.walk(ast.parse(line + ("\n pass" if re.search(r":\s*(#.*)?$", line) else ""))))
+        except (SyntaxError, ValueError):  # prose, or a part of a statement
+            continue
+        for node in nodes:
+            if isinstance(node, ast.Name):
+                count += node.id == name and isinstance(node.ctx, ast.Store)
+            else:
+                count += name in (getattr(node, "asname", None), getattr(node, "name", None))
+    return count
+
+
 def _value(node) -> str | None:
     """A constant's text when it is worth asking for, else None."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
@@ -128,5 +148,6 @@ def _value(node) -> str | None:
     if not isinstance(node, ast.Constant) or isinstance(node.value, (bool, type(None), bytes)):
         return None
     if isinstance(node.value, str):
-        return node.value if re.fullmatch(r"[\w.:/ -]{2,40}", node.value) and node.value.strip() == node.value else None
+        sayable = re.fullmatch(r"[\w.:/ -]{2,40}", node.value) and re.search(r"[^\W_]", node.value)
+        return node.value if sayable and node.value.strip() == node.value else None
     return repr(node.value) if isinstance(node.value, (int, float)) and node.value not in (0, 1) else None

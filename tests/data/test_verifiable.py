@@ -14,6 +14,8 @@ from longalign_lib.data.tokens import encode_chat
 from longalign_lib.data.verifiable import (
     ALL_KINDS,
     KINDS,
+    Item,
+    _unique,
     insert_sentences,
     is_right,
     make_item,
@@ -148,6 +150,32 @@ def test_names_that_the_document_holds_are_not_used():
     everything = " ".join(k for f in facts.ENGLISH for k in f.keys)
     with pytest.raises(ValueError, match="facts are left"):
         make_item("retrieve", "en", everything, rng)
+
+
+def test_a_place_that_the_document_names_is_not_asked_about():
+    rng = np.random.default_rng(2)
+    for language in ("en", "zh"):
+        *held, free = facts.HOP_PLACES[language]
+        body = " ".join(f"The survey of {place} was signed by Ann Lee." for place in held)
+        for kind in ("hop", "chain"):
+            assert all(free in make_item(kind, language, body, rng).question for _ in range(3))
+            with pytest.raises(ValueError, match=f"no {kind} facts are left"):
+                make_item(kind, language, f"{body} {free}", rng)
+    a, b = (make_item("chain", "en", body, np.random.default_rng(3)) for body in ("", "A text without places."))
+    assert a == b  # other texts leave the draws alone
+
+
+def test_names_wrapped_over_two_lines_are_seen():
+    rng = np.random.default_rng(4)
+    keys = [key for family in facts.ENGLISH for key in family.keys]
+    for wrapped in ("\n".join(" ".join(keys).split(" ")), " ".join(keys).replace(" ", "  \n").replace("-", "-\n")):
+        with pytest.raises(ValueError, match="facts are left"):
+            make_item("retrieve", "en", wrapped, rng)
+    with pytest.raises(ValueError, match="facts are left"):
+        make_item("retrieve", "zh", "\n".join("".join(k for f in facts.CHINESE for k in f.keys)), rng)
+    item = Item(("The code of the north vault is 5.",), "Which code?", "5", ("5",), ("the north vault",))
+    assert _unique(item, "A line. The code of the north vault is 5.")
+    assert not _unique(item, "Once more the north\nvault. The code of the north vault is 5.")
 
 
 def test_short_documents_are_continued_with_others(tokenizer):

@@ -54,6 +54,22 @@ def test_what_can_be_asked_and_what_not():
     assert code_facts("The def of a word (noun): a text without code.") == [] == code_facts("")
 
 
+def test_a_constant_that_is_bound_again_is_not_asked_about():
+    assert [f.values for f in code_facts("LIMIT = 10\nprint(LIMIT, OTHER == 3)\ncall(\n    LIMIT, step=5)\n# as LIMIT\n")] == [("10",)]
+    for again in (
+        "LIMIT, OTHER = 20, 30", "(OTHER, LIMIT) = pair", "[OTHER, *LIMIT] = row", "LIMIT **= 2", "LIMIT //= 3", "LIMIT <<= 2",
+        "for LIMIT in range(5):  # each", "    for i, LIMIT in rows:", "with open(path) as LIMIT:", "async with it() as (a, LIMIT):",
+        "except OSError as LIMIT:", "from other import LIMIT", "import other as LIMIT", "def LIMIT():", "if (LIMIT := 60):",
+        "elif (n := 3) and (LIMIT := 4):",
+    ):  # fmt: skip
+        assert code_facts(f"LIMIT = 10\n{again}\n    pass\n") == [], again
+
+
+def test_values_without_a_letter_or_digit_are_not_asked_for():
+    text = "DOTS = '...'\nDASHES = '--'\nLINE = '__'\n\ndef fill_in(a, width=80, mark='..'):\n    pass\n"
+    assert {f.values for f in code_facts(text) if f.how != "parameters"} == {("80",)}
+
+
 def test_real_modules_agree_with_their_syntax_trees():
     asked = 0
     for document in python_source()[:12]:
