@@ -1,9 +1,11 @@
 """Chats to tokens: any tokenizer's own chat template, labels on the assistant's answers alone.
 
 An answer is what the rendering up to and including its turn has beyond the rendering of the turns before it followed by
-the generation prompt (prefix difference, on characters); a token is a target when it lies wholly inside. The special
-token that ends the turn (`<|im_end|>`, `<|eot_id|>`, `</s>`) is a target, as the model must learn to stop; white space
-that the template puts behind it is not. Where a template closes turns with no special token, none is added.
+the generation prompt (prefix difference, on characters), less the header where a template has no such prompt; a token is a
+target when it lies inside but for white space (of a tokenizer without offsets: wholly inside). The special token that
+ends the turn (`<|im_end|>`, `<|eot_id|>`, `</s>`) is a target, as the model must learn to stop; white space that the
+template puts behind it is not. Where a template closes turns with no special token, none is added; where it writes the eos
+token between turns only, earlier answers have it and the last one, which none follows, has not.
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello!<|im_end|>\\n
     -100 ............................................ -100 Hello ! <|im_end|> -100
@@ -14,7 +16,7 @@ white space and special tokens between them is an error. A template that renders
 marks it is an error that names the way out: one conversation for each answer, as the model sees it when it answers.
 
 Invariants: input_ids are those of `tokenizer.apply_chat_template`; labels are UNSHIFTED (labels[t] is input_ids[t] or
--100; the loss shifts); token id 0 is an ordinary token. Cost: one tokenisation of a chat, two renderings an answer.
+-100; the loss shifts); token id 0 is an ordinary token. Cost: one tokenisation of a chat, three renderings an answer.
 Shapes: T tokens of a chat.
 """
 
@@ -122,7 +124,7 @@ def encode_chats(
     control = control_ids(tokenizer)
     for k, (i, text) in enumerate(zip(places, texts)):
         ids = np.asarray(encoded["input_ids"][k], dtype=np.int32)
-        find = _by_offsets(encoded.encodings[k]) if tokenizer.is_fast else _by_prefixes(tokenizer, text, ids)
+        find = _by_offsets(encoded.encodings[k], text) if tokenizer.is_fast else _by_prefixes(tokenizer, text, ids)
         labels = np.full(len(ids), IGNORE, dtype=np.int32)
         for start, end in spans[k]:
             first, last = find(start, end)
@@ -191,10 +193,13 @@ def answer_spans(
         appended = text.startswith(before) and text.startswith(after.rstrip()) and len(after) > len(before)
         if appended:
             start, end = len(before), len(after)
+            if before == _render(tokenizer, messages[:turn], template):  # there is no generation prompt
+                start = _past_header(tokenizer, text, start, messages[: turn + 1], template)
             inside = [m for m in marks if m[0] < end and m[1] > start]
             if marked:
                 _compare(tokenizer, text, (start, end), inside, turn)
-            spans.append((max([start, *(m[0] for m in inside[:1])]), end))
+            span = (max([start, *(m[0] for m in inside[:1])]), end)
+            spans.append(_with_end_token(tokenizer, text, span, [tokenizer.eos_token or ""]))
         elif turn in by_turn:
             spans.append(_with_end_token(tokenizer, text, by_turn[turn]))
         elif marked:
@@ -219,6 +224,19 @@ def _not_appended(text: str, before: str, turn: int, turns: int) -> str:
     )
 
 
+def _past_header(tokenizer, text: str, start: int, messages: list[dict], template: dict) -> int:
+    """Where the last turn's answer starts, behind what stands between `start` and another answer in its place."""
+    probe = "\ue000" * 3
+    header, found, _ = _render(tokenizer, [*messages[:-1], {**messages[-1], "content": probe}], template)[start:].partition(probe)
+    if not found or not text.startswith(header, start):
+        raise ValueError(
+            f"the chat template has no generation prompt, and what it writes before the answer of turn {len(messages) - 1} "
+            f"({text[start : start + 30]!r} ...) depends on the answer, so its start cannot be told; heed "
+            "add_generation_prompt in the template, or mark answers with {% generation %}"
+        )
+    return start + len(header) if header.strip() else start  # a space goes with the first word
+
+
 def _compare(tokenizer, text: str, span: tuple[int, int], marks: list[tuple[int, int]], turn: int) -> None:
     """Marks inside a turn and its prefix difference agree but for white space and added tokens."""
     at, end = span
@@ -237,13 +255,13 @@ def _compare(tokenizer, text: str, span: tuple[int, int], marks: list[tuple[int,
         )
 
 
-def _with_end_token(tokenizer, text: str, span: tuple[int, int]) -> tuple[int, int]:
-    """A span that does not end with a special token, stretched over the one that stands right behind it."""
+def _with_end_token(tokenizer, text: str, span: tuple[int, int], ends: Sequence[str] | None = None) -> tuple[int, int]:
+    """A span that does not end with a special token, stretched over the one (of `ends`) that stands right behind it."""
     start, end = span
     special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     if text[start:end].rstrip().endswith(tuple(special)):
         return span
-    return start, end + max((len(t) for t in special if text.startswith(t, end)), default=0)
+    return start, end + max((len(t) for t in ends or special if text.startswith(t, end)), default=0)
 
 
 def _render(tokenizer, messages: list[dict], template: dict, **options) -> str:
@@ -267,13 +285,18 @@ def _render_marked(tokenizer, messages: list[dict], template: dict) -> tuple[str
 
 
 # ------------------------------------------------------------------------------------------------------------- tokens
-def _by_offsets(encoding) -> Callable[[int, int], tuple[int, int]]:
-    """Characters -> tokens wholly inside, by the fast tokenizer's offsets."""
+def _by_offsets(encoding, text: str) -> Callable[[int, int], tuple[int, int]]:
+    """Characters -> tokens inside, but for white space of a word at the edge, by the fast tokenizer's offsets."""
     tokens = range(len(encoding))
 
     def find(start: int, end: int) -> tuple[int, int]:
+        def reaches_in(t: int) -> bool:
+            a, b = encoding.token_to_chars(t)
+            return bool(text[max(a, start) : min(b, end)].strip()) and not (text[a:start] + text[end:b]).strip()
+
         first = bisect_left(tokens, start, key=lambda t: encoding.token_to_chars(t)[0])
-        return first, bisect_right(tokens, end, lo=first, key=lambda t: encoding.token_to_chars(t)[1])
+        last = bisect_right(tokens, end, lo=first, key=lambda t: encoding.token_to_chars(t)[1])
+        return first - (first > 0 and reaches_in(first - 1)), last + (last < len(tokens) and reaches_in(last))
 
     return find
 

@@ -2,14 +2,16 @@
 
     {"key": "<sha256>", "model": ..., "settings": {...}, "text": ..., "prompt_tokens": ..., "completion_tokens": ...,
      "finish_reason": ...}
+    {"spent": "<random id>", "prompt_tokens": ..., "completion_tokens": ...}
 
-The key is the SHA-256 of endpoint, model, messages and settings; neither the messages nor any secret is written.
+The second kind is no answer: it says what a try without one took, so that budgets hold over reruns. The key is the SHA-256 of endpoint, model, messages and settings; neither the messages nor any secret is written.
 Appending locks the file (where the system can), ends a torn last line, writes all new lines at once and flushes them to
 the disk. Several processes may append to one file; each sees the others' lines, since a look-up that misses reads
 whatever was added since (a `stat` when nothing was).
 
 Invariants: an answer that `append` returned for is on disk; a torn or foreign line is passed over, stays in the file and
-is listed in `bad`; files of earlier versions (without "settings") are read; an entry without text is no answer.
+is listed in `bad`; files of earlier versions (without "settings") are read; an entry without text, or with "spent", is no
+answer.
 Cost: the file is read once, then only its new bytes; one flush for each batch of answers. All answers are in memory.
 """
 
@@ -19,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,6 +57,7 @@ class AnswerCache:
         self.path = Path(path) if path is not None else None
         self.bad: list[dict] = []
         self._answers: dict[str, Reply] = {}
+        self._spent: dict[str, tuple[int, int]] = {}  # tokens of tries without an answer, by their ids
         self._offset, self._lines = 0, 0  # what was read: bytes and lines
         self._lock = threading.Lock()
         self.refresh()
@@ -68,9 +72,9 @@ class AnswerCache:
         return self._answers.get(key)
 
     def tokens(self) -> tuple[int, int, int]:
-        """(answers, their prompt tokens, their completion tokens), of all that is known now."""
-        known = self._answers.values()
-        return len(known), sum(r.prompt_tokens for r in known), sum(r.completion_tokens for r in known)
+        """(requests, their prompt tokens, their completion tokens) of the answers and of `spend`, as known now."""
+        known = [(r.prompt_tokens, r.completion_tokens) for r in self._answers.values()] + [*self._spent.values()]
+        return len(known), sum(prompt for prompt, _ in known), sum(completion for _, completion in known)
 
     def refresh(self) -> None:
         """Read what was added to the file since the last look."""
@@ -92,6 +96,14 @@ class AnswerCache:
             self._answers |= {key: replace(reply, cached=True) for key, reply, _ in answers}
             if self.path is not None:
                 self._write(b"".join(_line(*answer) for answer in answers))
+
+    def spend(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Put on record, on disk when this returns, what a request without an answer took; OSError as in `append`."""
+        name, tokens = secrets.token_hex(8), (prompt_tokens, completion_tokens)
+        with self._lock:
+            self._spent[name] = tokens
+            if self.path is not None:
+                self._write((json.dumps({"spent": name, **dict(zip(FIELDS[1:], tokens))}) + "\n").encode())
 
     def _write(self, data: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +142,12 @@ class AnswerCache:
     def _take(self, raw: bytes) -> None:
         try:
             record = json.loads(raw)
+            if isinstance(record, dict) and "spent" in record:
+                tokens = tuple(record[name] for name in FIELDS[1:3])
+                if not all(isinstance(n, int) and n >= 0 for n in tokens):
+                    raise ValueError("no counts")
+                self._spent[str(record["spent"])] = tokens
+                return
             reply = Reply(**{name: record[name] for name in FIELDS}, cached=True)
             if not isinstance(record["key"], str) or not reply.text.strip():
                 raise ValueError("no text")

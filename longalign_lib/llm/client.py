@@ -22,6 +22,19 @@ from longalign_lib.llm.budget import Budget
 from longalign_lib.llm.cache import AnswerCache, request_hash
 from longalign_lib.llm.endpoint import Endpoint
 from longalign_lib.llm.records import ChatError, Estimate, Prices, Reply, Request, count_prompt, guess_prompt_tokens
+from longalign_lib.llm.retry import Fault
+
+
+class _Recorder(Asker):
+    """An `Asker` that puts empty answers on record in the cache file: as reported, or with their bound."""
+
+    async def _request(self, body: dict, held: dict, seconds: float) -> Reply | Fault:
+        outcome = await super()._request(body, held, seconds)
+        if isinstance(outcome, Fault) and (outcome.empty or outcome.billed):
+            most = body[self._tokens_field]
+            billed = outcome.billed or (max(0, held["tokens"] - most), most)
+            await asyncio.to_thread(self.cache.spend, *billed)
+        return outcome
 
 
 class ChatClient:
@@ -46,8 +59,9 @@ class ChatClient:
         extra: more fields for every request, such as {"top_p": 0.9}; part of the cache's key.
         tokens_field: what this endpoint calls max_tokens ("max_completion_tokens" for some).
         dry_run: ask nothing and need no key; for `estimate`, and for answers that are cached.
-        carry: count the answers that the cache file holds against the budgets too, so that a limit holds over kills and
-            reruns (tries without an answer of earlier processes are on no record). False gives each client its own.
+        carry: count what the cache file holds against the budgets too, answers and empty ones, so that a limit holds over
+            kills and reruns (earlier processes' tries that were refused or had no end are on no record). False gives each
+            client its own.
 
     Raises:
         ChatError: no key in the environment for an endpoint that is not on this machine. ValueError: a wrong argument.
@@ -83,7 +97,7 @@ class ChatClient:
         self._tokenizer = tokenizer
         connection = None if dry_run else self._endpoint.connect(timeout)
         limits = Limits(timeout, max_retries, max_wait, concurrency, deadline)
-        self._asker = Asker(
+        self._asker = _Recorder(
             self._endpoint, connection, limits, self.budget, self._cache, extra or {}, tokens_field, tokenizer
         )
         self.usage = self._asker.usage

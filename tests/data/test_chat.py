@@ -147,6 +147,44 @@ def test_a_count_in_front_is_a_rewriting_too(tokenizer):
         encode_chat(own, conversation("a", "b", "c", "d"))
 
 
+# ------------------------------------------------------------------------------------------------- where answers begin and end
+NO_PROMPT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [
+    NO_PROMPT, NO_PROMPT.replace("{{ m['content'] }}", "{% generation %}{{ m['content'] }}{% endgeneration %}"),
+    NO_PROMPT.replace("<|im_start|>", ""), NO_PROMPT.replace("\n{{ m", ": {{ m"),
+])  # fmt: skip
+def test_a_template_without_a_generation_prompt_does_not_train_on_its_header(tokenizer, template):
+    own = with_template(tokenizer, template)
+    found = stretches(own, *encode_chat(own, conversation("q", "assistant", "r", "a")))
+    assert [f.lstrip() for f in found] == ["assistant<|im_end|>", "a<|im_end|>"]
+
+
+def test_a_header_in_the_turn_before_is_no_header_of_the_answer_and_one_that_depends_on_it_is_refused(tokenizer):
+    early = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% if m['role'] == 'user' %}assistant\n{% endif %}{% endfor %}"
+    own = with_template(tokenizer, early)
+    assert stretches(own, *encode_chat(own, conversation("q", "one", "r", "a"))) == ["one<|im_end|>", "a<|im_end|>"]
+    own = with_template(tokenizer, NO_PROMPT.replace("{{ m['role'] }}", "{{ m['content'] | length }}"))
+    with pytest.raises(ValueError, match=r"no generation prompt, and what it writes before the answer of turn 1 .*depends on the answer"):
+        encode_chat(own, conversation("q", "four"))
+
+
+def test_the_first_word_behind_a_prompt_that_ends_with_a_space_is_a_target(tokenizer):
+    spaced = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    own = with_template(tokenizer, spaced)
+    assert stretches(own, *encode_chat(own, conversation("q", "Yes it is", "r", "No"))) == [" Yes it is<|im_end|>", " No<|im_end|>"]
+
+
+def test_an_end_token_between_turns_is_a_target_and_one_that_opens_a_turn_is_not(tokenizer):
+    between = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% if not loop.last %}<|im_end|>\n{% endif %}{% endfor %}"
+               "{% if add_generation_prompt %}<|im_end|>\n<|im_start|>assistant\n{% endif %}")  # fmt: skip
+    own = with_template(tokenizer, between)
+    assert stretches(own, *encode_chat(own, conversation("q", "one", "r", "two"))) == ["one<|im_end|>", "two"]
+    own = with_template(tokenizer, CHATML.replace("<|im_end|>", ""))
+    assert "<|im_start|>" not in "".join(stretches(own, *encode_chat(own, conversation("q", "one", "r", "two"))))
+
+
 # ----------------------------------------------------------------------------------------------------------------- date
 def test_a_date_in_the_template_can_be_fixed(tokenizer):
     own = with_template(tokenizer, LLAMA32, FAMILIES["llama 3"][1])

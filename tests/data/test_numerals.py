@@ -34,6 +34,16 @@ from longalign_lib.data.numerals import number_words, numbers_in
         ("千万不要", []),
         ("someone often weighted", []),
         ("", []),
+        ("the fifteenth, the twentieth and the forty-first; the ninetieth", [15, 20, 41, 90]),
+        ("a ramp of .75 metres, $.5, and... 12 in fig.3, at v1.2.3", [Fraction(3, 4), Fraction(1, 2), 12, 3, Fraction("1.2")]),
+        ("$1.5bn, 3k visitors, £2m, € 4b, 7mn, 3k人", [1_500_000_000, 3000, 2_000_000, 4_000_000_000, 7_000_000, 3000]),
+        ("5m tall, 3km, 300 K, 4b, 2 books", [5, 3, 300, 4, 2]),
+        ("a 3-million-dollar plan, two trillion, 1.5 trillion", [3_000_000, 2 * 10**12, 15 * 10**11]),
+        ("half a million, one and a half million; two-and-a-half thousand", [500_000, 1_500_000, 2500]),
+        ("Rows: 100,200,300.", [100_200_300, 100, 200, 300]),
+        ("in nineteen twelve; nineteen and twelve", [19, 12, 1912, 19, 12]),
+        ("三万五, 两千三, 两百五十, 一百零五, 十五, 三亿五", [35_000, 2300, 250, 105, 15, 350_000_000]),
+        ("二三十人, 三四百, 一三五", [20, 30, 300, 400, 135]),
     ],
 )
 def test_numbers_in_words_and_digits(text, numbers):

@@ -155,3 +155,25 @@ def test_a_budget_that_is_carried_counts_the_answers_of_earlier_clients(server, 
     with pytest.raises(BudgetError, match=r"budget of .* of money"):
         client(server, cache=cache, prices=prices, max_cost=first.usage["cost"], carry=True).chat(ASK, seed=9)
     assert client(server, cache=cache, max_calls=1).chat(ASK, seed=9).text and len(server.requests) == 5
+
+
+@pytest.mark.parametrize("limit", [{"max_calls": 12}, {"max_cost": 150e-6}, {"max_total_tokens": 150}])
+def test_empty_answers_are_paid_for_once_over_reruns(limit, tokenizer, tmp_path):
+    with FaultServer(reply=lambda body: "") as server:
+        for _ in range(3):
+            chat = client(server, cache=tmp_path / "c.jsonl", prices=(1, 1), concurrency=1, tokenizer=tokenizer, carry=True, **limit)
+            got = chat.chat_many(asks(12, max_tokens=1), progress=False)
+            assert all(isinstance(error, ChatError) for error in got) and isinstance(got[-1], BudgetError)
+            made = len(server.requests)
+            assert 0 < made <= 12 and chat.budget.used == {"requests": made, "tokens": 11 * made, "cost": pytest.approx(11e-6 * made)}
+    assert chat.usage["requests"] == 0 and chat.cache_problems == [] and chat.cached(asks(1, max_tokens=1)[0]) is None
+
+
+def test_an_empty_answer_without_usage_is_carried_with_its_bound(server, tmp_path):
+    server.steps = [{"body": completion("", "length", usage=None)}, FAULTS["500"]]
+    first = client(server, cache=tmp_path / "c.jsonl", max_total_tokens=9999)
+    with pytest.raises(ChatError, match="empty answer"):
+        first.chat(ASK, max_tokens=100)
+    first.chat(ASK, max_tokens=100)  # refused once, then answered
+    again = client(server, cache=tmp_path / "c.jsonl", max_total_tokens=9999, carry=True)
+    assert again.budget.used["requests"] == 2 and again.budget.used["tokens"] == most_prompt_tokens(ASK) + 100 + 11

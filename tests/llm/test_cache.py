@@ -65,6 +65,22 @@ def test_lines_that_hold_no_answer_are_listed_and_the_rest_is_read(tmp_path):
     assert [bad["id"].split(":")[1] for bad in cache.bad] == ["2", "3", "4", "5", "6", "8", "9"]
 
 
+def test_what_was_spent_is_counted_once_and_is_never_an_answer(tmp_path):
+    one, path = AnswerCache(tmp_path / "c.jsonl"), tmp_path / "c.jsonl"
+    two = AnswerCache(path)
+    one.spend(5, 0)
+    two.spend(3, 2)  # one has written in between: two reads its own line too
+    one.append([("a", reply("yes"), {})])
+    assert two.get("none") is one.get("none") is None and one.tokens() == two.tokens() == (3, 9, 4) and len(one) == 1
+    assert AnswerCache(path).tokens() == (3, 9, 4) and AnswerCache(None).tokens() == (0, 0, 0)
+    whole = path.read_bytes()
+    good = {"key": "k", "text": "no", "prompt_tokens": 1, "completion_tokens": 1, "finish_reason": "stop"}
+    odd = [good | {"spent": "x"}, good | {"spent": "y", "prompt_tokens": -1}, {"spent": "z"}]
+    path.write_bytes(whole + b"\n".join(json.dumps(line).encode() for line in odd) + b"\n" + whole[:20])
+    read = AnswerCache(path)
+    assert read.tokens() == (4, 10, 5) and read.get("k") is None and [bad["id"] for bad in read.bad] == ["c.jsonl:5", "c.jsonl:6"]
+
+
 def test_files_written_before_settings_were_kept_are_read(server, tmp_path):
     identity = {"endpoint": "loopback", "model": "m"}
     asked = {"messages": ASK, "max_tokens": 256, "temperature": 0.0, "seed": None}

@@ -69,7 +69,8 @@ def test_an_empty_answer_is_a_failure_and_paid_for_twice_at_most(server, tmp_pat
     chat = client(server, cache=tmp_path / "c.jsonl")
     with pytest.raises(EmptyReplyError, match=match):
         chat.chat(ASK)
-    assert len(server.requests) == requests and not (tmp_path / "c.jsonl").exists()
+    lines = (tmp_path / "c.jsonl").read_text().splitlines()
+    assert len(server.requests) == requests == len(lines) and all('"spent"' in line and "key" not in line for line in lines)
     assert chat.usage["completion_tokens"] == 4 * requests  # what it cost is counted
 
 
