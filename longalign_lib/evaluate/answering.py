@@ -3,15 +3,18 @@
 A prompt is a list of chat messages with an id. Whoever answers is a causal language model of transformers in this process,
 or anything with ``chat`` (an `llm.ChatClient`: any OpenAI-compatible endpoint, which gets several requests at a time).
 
-Invariants: an answer is one fsynced JSONL line under a hash of model fingerprint, prompt and settings, so a run that was
-killed goes on with the next one and two models never read each other's; one failure does not lose the others, and is
-asked again by the next run. Decoding is greedy (temperature 0). Cost: the model's; a millisecond a record.
+Invariants: an answer is one fsynced JSONL line under a hash of model fingerprint, prompt and settings, of a model in this process
+its token ids (the chat template's work) and end tokens too, so a run that was killed goes on with the next one and two models
+never read each other's, as far as weights or names tell them apart (`identity_of`); one failure does not lose the others, and is
+asked again by the next run. A reply without text is an answer, "", unless a filter or a refusal took it. Decoding is greedy
+(temperature 0). Cost: the model's; a millisecond a record, and the tokenizer's over each prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +26,7 @@ from tqdm.auto import tqdm
 from longalign_lib.data.jsonl import append_jsonl, read_jsonl
 from longalign_lib.data.text import token_ids
 from longalign_lib.evaluate.generate import Greedy, fingerprint
+from longalign_lib.llm import EmptyReplyError
 
 OK = "ok"
 
@@ -42,7 +46,8 @@ class Prompt:
 
 
 def identity_of(answerer) -> str:
-    """What tells two models apart: the fingerprint of the weights, or an endpoint's address and model name."""
+    """What tells two models apart: the fingerprint of the weights, or an endpoint's address (all ports of this machine are one) and
+    model name."""
     if not hasattr(answerer, "chat"):
         return fingerprint(answerer)
     if hasattr(answerer, "hash"):
@@ -50,9 +55,14 @@ def identity_of(answerer) -> str:
     return str(getattr(answerer, "model", ""))
 
 
-def key_of(identity: str, name: str, prompt: Prompt) -> str:
-    """24 hex digits of model, prompt and settings: the name under which an answer is kept."""
-    content = json.dumps([identity, name, prompt.prompt_hash, prompt.max_new_tokens])
+def key_of(identity: str, name: str, prompt: Prompt, ids: Sequence[int] = (), ends: Sequence[int] = ()) -> str:
+    """24 hex digits of model, prompt and settings: the name under which an answer is kept.
+
+    Args:
+        ids, ends: what a model in this process gets for the prompt, and the tokens that end its answer, sorted.
+    """
+    seen = [list(ids), list(ends)] if ids or ends else []
+    content = json.dumps([identity, name, prompt.prompt_hash, prompt.max_new_tokens, *seen])
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
@@ -74,8 +84,10 @@ def ask(
     remote, identity = hasattr(answerer, "chat"), identity_of(answerer)
     greedy = None if remote else Greedy(answerer, tokenizer)
     known, lock = known_answers(out), threading.Lock()
-    rows: dict[str, dict] = {key: known[key] for p in prompts if (key := key_of(identity, name, p)) in known}
-    new = {key: p for p in prompts if (key := key_of(identity, name, p)) not in known}
+    ends = [] if remote else sorted(greedy.ends)
+    keys = [key_of(identity, name, p, () if remote else rendered_ids(tokenizer, p.messages), ends) for p in prompts]
+    rows: dict[str, dict] = {key: known[key] for key in keys if key in known}
+    new = {key: p for key, p in zip(keys, prompts) if key not in known}
 
     def one(key: str, prompt: Prompt) -> dict:
         row = {"key": key, "model": name, "id": prompt.id, "prompt_hash": prompt.prompt_hash} | _answer(answerer, greedy, prompt)
@@ -100,7 +112,7 @@ def ask(
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    return [rows[key_of(identity, name, p)] | {"id": p.id} for p in prompts]
+    return [rows[key] | {"id": p.id} for key, p in zip(keys, prompts)]
 
 
 def known_answers(out: Path | str | None) -> dict[str, dict]:
@@ -119,8 +131,18 @@ def _answer(answerer, greedy: Greedy | None, prompt: Prompt) -> dict:
             said = greedy.answer(rendered_ids(greedy.tokenizer, prompt.messages), prompt.max_new_tokens)
             text, finish = said.text, said.finish
     except (RuntimeError, OSError) as error:  # ChatError is a RuntimeError; so is a GPU that is out of memory
+        if (finish := empty_reply(error)) is not None:
+            return {"answer": "", "status": OK, "finish": finish}
         return {"answer": "", "status": f"failed: {type(error).__name__}: {str(error)[:200]}", "finish": ""}
     return {"answer": text, "status": OK, "finish": finish}
+
+
+def empty_reply(error: Exception) -> str | None:
+    """The finish reason of a reply in which the model said nothing; None for any other error, a filter's or a refusal too."""
+    found = re.search(r"the text is empty, finish_reason '(\w*)'(, refusal: )?", str(error)) if isinstance(error, EmptyReplyError) else None
+    if found is None or found[2] or found[1] == "content_filter":
+        return None
+    return "" if found[1] == "missing" else found[1]
 
 
 def rendered_ids(tokenizer, messages: Sequence[Mapping]) -> list[int]:

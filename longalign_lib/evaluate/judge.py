@@ -54,7 +54,7 @@ RUBRICS = {
 }  # fmt: skip
 
 _CLOSING = re.compile(
-    r"[*_\s]*(?:(?:final\s+)?rating\s*[:：]|评分\s*[:：])?[*_\s]*\[\[(\d+(?:\.\d+)?)\]\][*_.\s]*", re.IGNORECASE
+    r"(?:#{1,6}\s)?[*_\s]*(?:(?:final\s+)?rating\s*[:：]|(?:最终)?评分\s*[:：])?[*_\s]*\[\[\s*(\d+(?:\.\d+)?)\s*\]\][*_.。\s]*", re.IGNORECASE
 )
 
 
@@ -148,7 +148,7 @@ def parse_rating(reply: str, rubric: str = "chat", finish_reason: str = "stop") 
     scale, lines = rubric_of(rubric), [line for line in reply.splitlines() if line.strip()]
     if not lines:
         return None, "the reply is empty"
-    found = _CLOSING.fullmatch(lines[-1])
+    found = _CLOSING.fullmatch(lines[-1].strip())
     if found is None:
         cut = " (the reply was cut off)" if finish_reason == "length" else ""
         return None, f"the closing line is no rating{cut}: {lines[-1].strip()[:60]!r}"

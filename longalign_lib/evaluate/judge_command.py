@@ -23,6 +23,7 @@ def add(subparsers) -> None:
     parser = subparsers.add_parser("longbench-chat", help="ask long questions and have the answers rated")
     _questions(parser)
     parser.add_argument("--window", type=int, default=0, help="tokens for prompt and answer; 0: the model's own")
+    parser.add_argument("--beyond_window", action="store_true", help="ask prompts that do not fit the model's window too")
     parser.add_argument("--rounds", type=int, default=2, help="ratings of each answer, the examples in another order each time")
     parser.add_argument("--tokenizer", default="default", help="counts tokens where an endpoint answers")
     add_model_options(parser, 512)

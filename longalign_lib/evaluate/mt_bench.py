@@ -9,7 +9,7 @@ of the second turn sees the first.
 The judge's reading of ratings and the fences around answers are `judge`'s. Our prompt is in our own words and decoding is
 greedy in all categories (the original samples at 0.7 in two of them), so scores compare within one setting, not with
 a published table. Invariants: the two turns are kept one by one (`answering.ask`) and a killed run goes on; a second turn
-whose first has no answer is not asked, is marked so, and stays in the table. Cost: two answers and two ratings a question.
+whose first has no answer, or that would not fit the window, is not asked, is marked so, and stays in the table. Cost: two answers and two ratings a question.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from longalign_lib.evaluate import judge as J
 from longalign_lib.evaluate import published
-from longalign_lib.evaluate.answering import OK, Prompt, ask
+from longalign_lib.evaluate.answering import OK, Prompt, ask, rendered_ids
 from longalign_lib.evaluate.stats import mean_and_error
 
 RUBRIC = "chat"  # the judge's scale of 1 to 10
@@ -77,11 +77,12 @@ def conversation(question: Question, first: str | None = None) -> list[dict]:
 
 def answer_questions(
     answerer, tokenizer, questions: Sequence[Question], max_new_tokens: int = 1024, out: Path | str | None = None, name: str = "model",
-    progress: bool = True,
+    progress: bool = True, window: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Ask both turns of every question.
 
-    Args: as `answering.ask`.
+    Args: as `answering.ask`, and
+        window: tokens for the second turn's conversation and its answer; a longer one is not asked. None: no limit.
 
     Returns:
         A row a turn: id ("81-1"), question_id, category, turn (1 or 2), question, first (the answer to turn 1, in rows of
@@ -91,11 +92,14 @@ def answer_questions(
     firsts = ask(answerer, tokenizer, prompts, out, name, progress, "turn 1")
     answered = [(q, f["answer"]) for q, f in zip(questions, firsts) if f["status"] == OK]
     prompts = [Prompt(f"{q.id}-2", conversation(q, said), max_new_tokens) for q, said in answered]
+    tokens = {p.id: len(rendered_ids(tokenizer, p.messages)) + max_new_tokens for p in prompts} if window is not None else {}
+    beyond = {k: f"not asked: {n} tokens with the answer are beyond the window of {window}" for k, n in tokens.items() if n > window}
+    prompts = [p for p in prompts if p.id not in beyond]
     second = {s["id"]: s for s in ask(answerer, tokenizer, prompts, out, name, progress, "turn 2")}
     rows = []
     for question, first in zip(questions, firsts):
         missing = {"key": "", "model": name, "id": f"{question.id}-2", "prompt_hash": "", "answer": "", "finish": "",
-                   "status": f"not asked: turn 1 {first['status']}"}  # fmt: skip
+                   "status": beyond.get(f"{question.id}-2", f"not asked: turn 1 {first['status']}")}  # fmt: skip
         for turn, row in ((1, first), (2, second.get(f"{question.id}-2", missing))):
             about = {"question_id": question.id, "category": question.category, "turn": turn, "question": question.turns[turn - 1]}
             before = {"first_question": question.turns[0] if turn == 2 else "", "first": first["answer"] if turn == 2 else ""}

@@ -4,13 +4,17 @@ Who is asked is a causal language model of transformers in this process, or a `C
 The model gets token ids through `prefix.complete`, which computes each shared beginning once; the endpoint gets messages,
 ``client.concurrency`` at a time.
 
-    key = hash(weights, prompt ids, longest answer)                      of a model in this process
+    key = hash(weights, prompt ids, end tokens, longest answer)          of a model in this process
     key = hash(address, served name, own name, messages, longest answer) of an endpoint, whose weights nobody here can see
+
+All ports of this machine are one address (a local server's port changes with every start): two local servers that serve other
+weights under one served name need own names (``name``), or they read each other's answers.
 
 Invariants: a record is one fsynced JSONL line, written before the next answer is awaited, so a kill loses no more than the
 answers in flight; a torn last line is asked again; a failed prompt is a record with its reason, and is asked again at the next
-start; records of two models never share a key. An answer known from another cell or under another name is copied to a line of its
-own. Cost: the model's.
+start; records of two models never share a key, as far as weights or names tell them apart. A reply without text is an answer, ""
+(a miss), unless a filter or a refusal took it. An answer known from another cell or under another name is copied to a line of
+its own. Cost: the model's.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from tqdm.auto import tqdm
 
 from longalign_lib.data.jsonl import append_jsonl, read_jsonl
 from longalign_lib.evaluate import prefix
-from longalign_lib.evaluate.generate import fingerprint, window_of
+from longalign_lib.evaluate.answering import empty_reply
+from longalign_lib.evaluate.generate import Greedy, fingerprint, window_of
 from longalign_lib.evaluate.needle_prompt import NeedlePrompt
 from longalign_lib.evaluate.needles import parts_found, recall
 from longalign_lib.files import whole
@@ -39,16 +44,25 @@ EMPTY = {"answer": None, "score": None, "hit": None, "wrong": None, "seconds": N
 
 
 def identity_of(model) -> str:
-    """16 hex digits that tell apart who answers: the weights, or the endpoint with its model's name."""
+    """16 hex digits that tell apart who answers: the weights, or the endpoint (this machine without its port) with its model's name."""
     if isinstance(model, ChatClient):
         return hashlib.sha256(model.hash([{"role": "user", "content": ""}], 1).encode()).hexdigest()[:16]
     return fingerprint(model)
 
 
-def key_of(identity: str, prompt: NeedlePrompt, endpoint: bool, max_new_tokens: int, name: str = "") -> str:
-    """24 hex digits of all that shapes an answer. ``name`` counts for an endpoint alone: other weights may be served there tomorrow."""
+def ends_of(model, tokenizer) -> list[int]:
+    """The tokens that end an answer, sorted; none for an endpoint, whose server knows them."""
+    return [] if isinstance(model, ChatClient) else sorted(Greedy(model, tokenizer).ends)
+
+
+def key_of(identity: str, prompt: NeedlePrompt, endpoint: bool, max_new_tokens: int, name: str = "", ends: Sequence[int] = ()) -> str:
+    """24 hex digits of all that shapes an answer. ``name`` counts for an endpoint alone: other weights may be served there tomorrow.
+
+    Args:
+        ends: of `ends_of`.
+    """
     asked = [name, *prompt.messages] if endpoint else prompt.input_ids
-    settings = {"max_new_tokens": max_new_tokens, "temperature": 0}
+    settings = {"max_new_tokens": max_new_tokens, "temperature": 0} | ({"ends": list(ends)} if ends else {})
     return hashlib.sha256(json.dumps([identity, asked, settings], sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -101,18 +115,20 @@ def ask(
     Returns:
         (a row a prompt, in order; the report of saved prefill, or None if nothing was computed in this process).
     """
-    endpoint, identity = isinstance(model, ChatClient), identity_of(model)
+    endpoint, identity, ends = isinstance(model, ChatClient), identity_of(model), ends_of(model, tokenizer)
     known, written = {}, set()  # answers by key, and the cells that have theirs in the file
     for row in read_jsonl(out, []) if out is not None and Path(out).is_file() else []:
         if row.get("status") == "ok" and {"key", "model", "answer", *CELL} <= set(row):
             known[row["key"]] = row
-            written.add((row["model"], row["key"], *(row[k] for k in CELL)))
-    keys = [key_of(identity, p, endpoint, max_new_tokens, name) for _, p in prompts]
+            if "max_new_tokens" in row:  # a record from before it was kept gets a line with it
+                written.add((row["model"], row["key"], *(row[k] for k in CELL)))
+    keys = [key_of(identity, p, endpoint, max_new_tokens, name, ends) for _, p in prompts]
     rows: list[dict | None] = [None] * len(prompts)
 
     def keep(i: int, more: dict) -> None:
         repeat, prompt = prompts[i]
-        row = {"key": keys[i], "model": name, "fingerprint": identity} | record_of(prompt, repeat) | EMPTY | more
+        about = {"key": keys[i], "model": name, "fingerprint": identity, "max_new_tokens": max_new_tokens}
+        row = about | record_of(prompt, repeat) | EMPTY | more
         rows[i] = row
         if out is not None and (name, keys[i], *(row[k] for k in CELL)) not in written:
             append_jsonl(out, row)
@@ -189,7 +205,9 @@ def _ask_endpoint(client: ChatClient, prompts, most, answered: Callable[[int, di
         with tqdm(total=len(prompts), desc=f"needles, {name}", disable=not progress, leave=False) as bar:
             while (answer := said.get()) is not None:
                 k, outcome = answer
-                if isinstance(outcome, ChatError):
+                if isinstance(outcome, ChatError) and (finish := empty_reply(outcome)) is not None:
+                    answered(k, {"answer": "", "status": "ok", "finish": finish})
+                elif isinstance(outcome, ChatError):
                     answered(k, {"status": f"failed: {type(outcome).__name__}: {str(outcome)[:300]}"})
                 else:
                     answered(k, {"answer": outcome.text, "status": "ok", "finish": outcome.finish_reason})

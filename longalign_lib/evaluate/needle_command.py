@@ -5,7 +5,7 @@
 
 In OUT: needle.jsonl (a record a prompt, appended at once), prompts/ (what was asked, once a hash), needle_answers.csv,
 needle_grids.csv, .png and .svg, needle_areas.csv, .png and .svg, prefill.json. Words given beside --config override it. Tables and
-figures show every model of the folder that was asked the prompts of this grid, the one of this run last.
+figures show every model of the folder that was asked the prompts of this grid with this --max_new_tokens, the one of this run last.
 
 Invariant: killed at any moment and started again with the same words, it asks what is left and ends with the same tables.
 """
@@ -77,7 +77,7 @@ def run(args) -> None:
     tokenizer = load_tokenizer((args.tokenizer or "default") if endpoint else args.model)
     window = args.window
     if not endpoint:
-        config = _config(args.model)
+        config = running.config_of(args.model)
         window = window or config.config.get_text_config().max_position_embeddings
         if not args.beyond_window:
             check_window(config, max(spec.lengths), args.max_new_tokens, "--beyond_window")
@@ -93,33 +93,24 @@ def run(args) -> None:
     if judge is not None:
         frame = judged(frame, chat_judge(judge))
         paid = [f"judge {judge.label}: {running.paid(judge)}"]
-    said = write(_with_others(frame, out / "needle.jsonl"), out, window)
-    print("\n".join([said, *paid, *_prefill(report, out), f"written: {out}"]))
-
-
-def _config(name: str):
-    """What `window_of` reads of a model, without its weights."""
-    import types
-
-    from transformers import AutoConfig
-
-    from longalign_lib.models import resolve
-
-    return types.SimpleNamespace(config=AutoConfig.from_pretrained(resolve(name)))
+    rows = _with_others(frame, out / "needle.jsonl")
+    said = write(rows, out, window)
+    print("\n".join([said, *rows.attrs["left_out"], *paid, *_prefill(report, out), f"written: {out}"]))
 
 
 def ahead(prompts, who: options.Answerer, out: Path, args) -> list[str]:
     """What a run would take: prompts, tokens, calls, and the prefill that kept beginnings save."""
     from longalign_lib.data.jsonl import read_jsonl
     from longalign_lib.evaluate import prefix
-    from longalign_lib.evaluate.needle_ask import identity_of, key_of
+    from longalign_lib.evaluate.needle_ask import ends_of, identity_of, key_of
 
     records, endpoint = out / "needle.jsonl", who.client is not None
     old = [r for r in read_jsonl(records, []) if r.get("status") == "ok"] if records.is_file() else []
     left = [p for _, p in prompts]
     if old:  # only then does it matter who is asked, and a model in this process is loaded
         identity, known = identity_of(who.client or who.model), {r.get("key") for r in old}
-        left = [p for p in left if key_of(identity, p, endpoint, args.max_new_tokens, who.name) not in known]
+        ends = [] if endpoint else ends_of(who.model, who.tokenizer)
+        left = [p for p in left if key_of(identity, p, endpoint, args.max_new_tokens, who.name, ends) not in known]
     tokens = sum(p.tokens for p in left)
     lines = [f"{len(prompts)} prompts, {sum(p.tokens for _, p in prompts):,} tokens; {len(prompts) - len(left)} answered already",
              f"{len(left)} calls: {tokens:,} prompt tokens, at most {len(left) * args.max_new_tokens:,} new ones"]  # fmt: skip
@@ -144,16 +135,27 @@ def chat_judge(client):
 
 
 def _with_others(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The rows of this run, and before them those of other models of the file on the same prompts and repeats."""
+    """The rows of this run, and before them those of other models of the file on the same prompts, repeats and longest answer. Of a model
+    asked twice for a prompt, with another template or other end tokens, the later row stays. ``attrs["left_out"]``: a line on the rest."""
     from longalign_lib.evaluate.needle_ask import read_results
 
-    old, me = read_results(path), frame.fingerprint.iloc[0]
+    old, me, name = read_results(path), frame.fingerprint.iloc[0], frame.model.iloc[0]
+    most, at = frame.max_new_tokens.iloc[0], ["model", "fingerprint", "message_hash", "repeat"]
     asked = set(zip(frame.message_hash, frame.repeat, strict=True))
     same = np.array([(h, r) in asked for h, r in zip(old.message_hash, old.repeat, strict=True)])
-    others = old[same & ~((old.model == frame.model.iloc[0]) & (old.fingerprint == me))].copy()
-    clash = others.model == frame.model.iloc[0]  # another model of the same name: told apart by its weights
+    old = old[same & ~((old.model == name) & (old.fingerprint == me))]
+    others = old[old.max_new_tokens == most]
+    keys = others.groupby(at).key.transform("last") if len(others) else others.key
+    others = others[others.key == keys].copy()
+    lost = old.drop(index=others.index)
+    weights = pd.concat([others, frame]).groupby("model").fingerprint.nunique()
+    clash = others.model.map(weights) > 1  # other models of the same name: told apart by their weights
     others.loc[clash, "model"] = [f"{m} ({f[:6]})" for m, f in zip(others.model[clash], others.fingerprint[clash], strict=True)]
-    return pd.concat([others, frame], ignore_index=True) if len(others) else frame
+    rows = pd.concat([others, frame], ignore_index=True) if len(others) else frame.copy()
+    line = (f"left out: {len(lost)} answers of {', '.join(dict.fromkeys(lost.model))} with another --max_new_tokens than {most} (or none on "
+            "record), template or end tokens")  # fmt: skip
+    rows.attrs["left_out"] = [line] if len(lost) else []
+    return rows
 
 
 def write(frame: pd.DataFrame, out: Path, window: int | None) -> str:

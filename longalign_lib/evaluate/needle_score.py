@@ -2,7 +2,8 @@
 
 A hit is a prompt whose answer holds every part and nothing of a distractor. Shares of hits have Wilson intervals; the mean
 recall (share of parts) stands beside them. Failed prompts are counted, never scored. Two models are compared on prompts that
-both answered, by McNemar's exact test on hits and the sign test on recall. Cost: milliseconds; the judge's calls.
+both answered, by McNemar's exact test on hits and the sign test on recall. A model has one answer a prompt: answers of several
+settings are refused, never pooled. Cost: milliseconds; the judge's calls.
 """
 
 from __future__ import annotations
@@ -18,13 +19,30 @@ from longalign_lib.llm import ChatError
 
 
 def tally(rows: pd.DataFrame, confidence: float = 0.95) -> dict:
-    """{"n" answered, "failed", "hits", "share", "low", "high", "recall"} of some rows; share and recall NaN for n = 0."""
+    """{"n" answered, "failed", "hits", "share", "low", "high", "recall"} of some rows; share and recall NaN for n = 0.
+
+    Raises:
+        ValueError: one prompt of a model under several keys (other settings or weights).
+    """
+    check_keys(rows)
     there = rows[rows.score.notna()]
     n, hits = len(there), int(there.hit.astype(bool).sum())
     low, high = wilson(hits, n, confidence)
     mean = float(there.score.astype(float).mean()) if n else float("nan")
     return {"n": n, "failed": len(rows) - n, "hits": hits, "share": hits / n if n else float("nan"), "low": low, "high": high,
             "recall": mean}  # fmt: skip
+
+
+def check_keys(rows: pd.DataFrame) -> None:
+    """Raises ValueError when a model has one prompt under several keys: answers of other settings or weights, not more of the same."""
+    place = ["model", "message_hash", "repeat"]
+    if not {*place, "key"} <= set(rows):
+        return
+    keys = rows.groupby(place, sort=False).key.nunique()
+    if (keys > 1).any():
+        name = keys[keys > 1].index[0][0]
+        raise ValueError(f"model {name!r} has one prompt under several keys: answers of other settings (max_new_tokens, template) or "
+                         "weights; keep the rows of one, or give each a name of its own")  # fmt: skip
 
 
 def cells(frame: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -68,8 +86,9 @@ def compare(frame: pd.DataFrame, before: str, after: str) -> dict:
         length, depth, repeat and the scores of both; "alone": prompts that only one of them was asked.
 
     Raises:
-        ValueError: an unknown model, or no prompt in common.
+        ValueError: an unknown model, no prompt in common, or one prompt of a model under several keys.
     """
+    check_keys(frame[frame.model.isin([before, after])])
     names = list(dict.fromkeys(frame.model))
     for name in (before, after):
         if name not in names:

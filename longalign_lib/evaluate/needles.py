@@ -144,18 +144,22 @@ def default_haystack(seed: int = 0, language: str = "en") -> str:
     return "\n\n".join(texts)
 
 
-def normalise(text: str) -> str:
-    """Unicode-normalised, case-folded words, one space between; a Chinese character is a word; 7,421 becomes 7421."""
+def normalise(text: str, decimals: bool = False) -> str:
+    """Unicode-normalised, case-folded words, one space between; a Chinese character is a word; 7,421 becomes 7421.
+
+    Args:
+        decimals: keep 3.5 as one word; otherwise it is two.
+    """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"([\u3400-\u9fff\uf900-\ufaff])", r" \1 ", text)
-    return " ".join(re.sub(r"[\W_]+", " ", text).split())
+    return " ".join(re.sub(r"[^\w.]+|_+|(?<!\d)\.|\.(?!\d)" if decimals else r"[\W_]+", " ", text).split())
 
 
 def parts_found(answer: str, parts: tuple[str, ...] | list[str]) -> list[bool]:
-    """For each part, whether the answer holds it as whole words."""
-    said = normalise(answer)
-    return [f" {normalise(part)} " in f" {said} " for part in parts]
+    """For each part, whether the answer holds it as whole words; 7421 is none of 0.7421."""
+    said = normalise(answer, decimals=True)
+    return [f" {normalise(part, decimals=True)} " in f" {said} " for part in parts]
 
 
 def recall(answer: str, parts: tuple[str, ...] | list[str]) -> float:

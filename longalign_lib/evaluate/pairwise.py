@@ -22,7 +22,9 @@ from longalign_lib.evaluate.judge import FAILED, RATED, UNPARSED, ask_judge, fen
 from longalign_lib.evaluate.stats import wilson
 
 FIRST, SECOND, TIE = "A", "B", "C"
-_CLOSING = re.compile(r"[*_\s]*(?:(?:final\s+)?verdict\s*[:：]|结论\s*[:：])?[*_\s]*\[\[([ABC])\]\][*_.\s]*", re.IGNORECASE)
+_CLOSING = re.compile(
+    r"(?:#{1,6}\s)?[*_\s]*(?:(?:final\s+)?verdict\s*[:：]|(?:最终)?结论\s*[:：])?[*_\s]*\[\[\s*([ABC])\s*\]\][*_.。\s]*", re.IGNORECASE
+)
 
 
 def pair_messages(question: str, reference: str, first: str, second: str) -> list[dict]:
@@ -46,7 +48,7 @@ def parse_verdict(reply: str, finish_reason: str = "stop") -> tuple[str | None, 
         return None, "the reply is empty"
     if finish_reason == "length":
         return None, "the reply was cut off: what looks like a closing line may be a quotation"
-    found = _CLOSING.fullmatch(lines[-1])
+    found = _CLOSING.fullmatch(lines[-1].strip())
     if found is None:
         return None, f"the closing line is no verdict: {lines[-1].strip()[:60]!r}"
     return found[1].upper(), ""

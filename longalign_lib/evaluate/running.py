@@ -20,6 +20,8 @@ def who(args) -> tuple[Answerer, object, object]:
     from longalign_lib.models import load_tokenizer
 
     found = answerer(args, keep=False)  # answers.jsonl keeps them, by model and name
+    if "window" in args:
+        window(args, found)  # refused before a model is loaded
     if found.client is not None:
         return found, found.client, load_tokenizer(args.tokenizer)
     return found, None if args.dry_run else found.model, load_tokenizer(args.model) if args.dry_run else found.tokenizer
@@ -37,21 +39,35 @@ def paid(judge) -> str:
     return f"{use.get('calls', 0)} calls, {use.get('cached', 0)} kept, {use.get('prompt_tokens', 0) + use.get('completion_tokens', 0):,} tokens{cost}"
 
 
-def window(args, answers: Answerer) -> int:
-    """``--window``, or the tokens that the model's configuration promises.
+def config_of(name: str):
+    """What `generate.window_of` reads of a model, without its weights."""
+    import types
 
-    Raises:
-        ValueError: an endpoint without ``--window``.
-    """
-    if args.window:
-        return args.window
-    if answers.client is not None:
-        raise ValueError("--window is needed with an endpoint: the tokens that its model takes for prompt and answer")
     from transformers import AutoConfig
 
     from longalign_lib.models import resolve
 
-    return int(AutoConfig.from_pretrained(resolve(args.model)).get_text_config().max_position_embeddings)
+    return types.SimpleNamespace(config=AutoConfig.from_pretrained(resolve(name)))
+
+
+def window(args, answers: Answerer) -> int:
+    """``--window``, or the tokens that the model's configuration promises.
+
+    Raises:
+        ValueError: an endpoint without ``--window``; one beyond the window of a model in this process, without ``--beyond_window``.
+    """
+    if answers.client is not None:
+        if not args.window:
+            raise ValueError("--window is needed with an endpoint: the tokens that its model takes for prompt and answer")
+        return args.window
+    from longalign_lib.evaluate.generate import window_of
+    from longalign_lib.evaluate.needle import check_window
+
+    config = config_of(args.model)
+    if args.window and not args.beyond_window:
+        most = min(args.window, args.max_new_tokens or 0)
+        check_window(config, args.window - most, most, "--beyond_window")
+    return args.window or window_of(config)
 
 
 def save(out: Path, args, rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> None:

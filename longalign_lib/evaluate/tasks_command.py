@@ -45,6 +45,7 @@ def add(subparsers) -> None:
 def _shared(parser, max_new_tokens: int) -> None:
     parser.add_argument("--limit", type=int, default=None, help="the first so many questions of each file")
     parser.add_argument("--rounds", type=int, default=1, help="ratings of each answer")
+    parser.add_argument("--beyond_window", action="store_true", help="ask prompts that do not fit the model's window too")
     parser.add_argument("--tokenizer", default="default", help="counts tokens where an endpoint answers")
     add_model_options(parser, max_new_tokens)
     add_endpoint_options(parser, "judge_", served="model")
@@ -55,7 +56,9 @@ def longbench(args) -> None:
     from longalign_lib.evaluate import judge as J
     from longalign_lib.evaluate import longbench as L
 
-    samples = L.read_samples(args.files, args.limit)
+    samples, skipped = L.read_scored(args.files, args.limit)
+    if skipped:
+        print(f"not scored here, left out: {', '.join(skipped)}")
     prompts = L.read_prompts(args.prompts) if args.prompts else None
     most = args.max_new_tokens
     who, model, tokenizer = running.who(argparse.Namespace(**(vars(args) | {"max_new_tokens": 512 if most is None else most})))
@@ -70,21 +73,32 @@ def longbench(args) -> None:
     table = L.table(answers, rated)
     running.save(out, args, answers, {"scores": table} | {f"ratings_{k}": v for k, v in (rated or {}).items()})
     print(table.round(1).to_string(index=False))
+    if (answers.language != "en").any():
+        print("\nChinese overlap is by characters, the published script's by words: not to be set beside published numbers")
     print(f"\noverlap: lexical, no judge{f'; rating: {judge.label}, {running.paid(judge)}' if judge is not None else ''}; written to {out}")
 
 
 def mt_bench(args) -> None:
     """Ask both turns; rate them where a judge is named."""
     from longalign_lib.evaluate import mt_bench as M
+    from longalign_lib.evaluate.answering import rendered_ids
+    from longalign_lib.evaluate.generate import window_of
+    from longalign_lib.evaluate.needle import check_window
 
     questions = M.read_questions(args.questions, args.references)[: args.limit]
     who, model, tokenizer = running.who(args)
+    window = None
+    if who.client is None and not args.beyond_window:
+        config = running.config_of(args.model)
+        window = window_of(config)
+        longest = max((len(rendered_ids(tokenizer, M.conversation(q))) for q in questions), default=0)
+        check_window(config, longest, args.max_new_tokens, "--beyond_window")
     judge, out = running.judge(args), Path(args.out)
     if args.dry_run:
         calls = 2 * len(questions) * args.rounds if judge is not None else 0
         print(f"{len(questions)} questions, {2 * len(questions)} answers; {calls} calls of a judge")
         return
-    answers = M.answer_questions(model, tokenizer, questions, args.max_new_tokens, out / "answers.jsonl", who.name)
+    answers = M.answer_questions(model, tokenizer, questions, args.max_new_tokens, out / "answers.jsonl", who.name, window=window)
     if judge is None:
         running.save(out, args, answers, {})
         good = (answers.status == "ok").sum()

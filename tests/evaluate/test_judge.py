@@ -32,7 +32,8 @@ class Judge:
     ("reply", "score"),
     [
         ("Good.\nRating: [[7]]", 7), ("[[10]]", 10), ("Fine.\n\n**Rating: [[6.5]]**\n", 6.5), ("好。\n评分：[[3]]", 3),
-        ("Final rating: [[1]].", 1),
+        ("Final rating: [[1]].", 1), ("好。\n评分：[[8]]。", 8), ("最终评分：[[8]]", 8), ("Rating: [[ 8 ]]", 8), ("So.\n### Rating: [[8]]", 8),
+        ("> Rating: [[8]]", None), ("Rating: [[8]]。好", None), ("#10 Rating: [[8]]", None), ("Rating: [[1 0]]", None), ("The answer ### [[8]]", None),
         ("", None), ("Rating: 7", None), ("Rating: [[7]]\nThank you.", None), ("I would say [[7]]", None),
         ("It says [[10]] which is wrong", None),
         ("Rating: [[11]]", None), ("Rating: [[0]]", None), ("[[2]] [[9]]", None),

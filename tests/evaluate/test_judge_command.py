@@ -94,3 +94,12 @@ def test_an_audit_of_an_endpoint_and_of_word_overlap(tmp_path, capsys):
 def test_bad_options(words, said, tmp_path):
     with pytest.raises(ValueError, match=said):
         run(*words, "--out", tmp_path / "o")
+
+
+def test_a_model_is_not_asked_beyond_its_window(tmp_path, make_model, capsys):
+    make_model(window=1000).save_pretrained(tmp_path / "m")
+    words = ("longbench-chat", "--limit", 1, "--window", 1200, "--max_new_tokens", 40, "--model", tmp_path / "m", "--out", tmp_path / "o")
+    with pytest.raises(ValueError, match=r"1160 \+ 40 new tokens = 1200 is beyond the model's window of 1000; .*--beyond_window"):
+        run(*words)
+    run(*words, "--beyond_window", "--dry_run")
+    assert "1 questions" in capsys.readouterr().out and not (tmp_path / "o").exists()

@@ -5,10 +5,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from llm_faults import FaultServer, completion
 
 from longalign_lib.data.documents import Document, read_samples
 from longalign_lib.evaluate import answering
 from longalign_lib.evaluate import longbench_chat as L
+from longalign_lib.evaluate.answering import Prompt, ask
+from longalign_lib.llm import ChatClient
 
 RECORD = {
     "id": "q1", "document_id": "d", "language": "en", "question": "What rose?", "reference": "The tide.",
@@ -215,3 +218,30 @@ def test_a_killed_run_goes_on(tmp_path, root):
     again = go(99)
     assert again.stdout.strip() == str([f"to {n}" for n in range(5)]), again.stderr
     assert [line for line in again.stderr.splitlines() if line.isdigit()] == ["2", "3", "4"]
+
+
+def test_another_template_or_end_token_is_asked_anew(make_model, tokenizer, tmp_path, monkeypatch):
+    model, prompts = make_model(), [Prompt("q", [{"role": "user", "content": "What rose?"}], 6)]
+    options = {"out": tmp_path / "a.jsonl", "progress": False}
+    (first,) = ask(model, tokenizer, prompts, **options)
+    assert ask(model, tokenizer, prompts, **options) == [first] and len(options["out"].read_text().splitlines()) == 1
+    monkeypatch.setattr(tokenizer, "chat_template", "[{{ messages[0]['content'] }}]")
+    (other,) = ask(model, tokenizer, prompts, **options)
+    assert other["key"] != first["key"] and other["answer"] == ask(model, tokenizer, prompts, progress=False)[0]["answer"]
+    token = answering.Greedy(model, tokenizer).prefill(answering.rendered_ids(tokenizer, prompts[0].messages))[0]
+    model.generation_config.eos_token_id = [2, token]
+    assert ask(model, tokenizer, prompts, **options)[0]["answer"] == "" != other["answer"]
+
+
+def test_an_empty_reply_is_an_answer_and_a_refusal_is_none(tmp_path):
+    refused = json.dumps({"choices": [{"finish_reason": "stop", "message": {"content": None, "refusal": "No."}}]}).encode()
+    steps = [completion("", "stop")] * 2 + [completion("", "content_filter")] + [refused] * 2 + [completion(None, "length")]
+    prompts = [Prompt(str(n), [{"role": "user", "content": str(n)}]) for n in range(5)]
+    with FaultServer() as server:
+        server.steps = [{"body": b} for b in steps] + [{"status": 400, "body": b"{}"}]
+        rows = ask(ChatClient(server.url, "m", concurrency=1), None, prompts, tmp_path / "a.jsonl", progress=False)
+        assert [(r["status"][:6], r["answer"], r["finish"]) for r in rows] == [
+            ("ok", "", "stop"), ("failed", "", ""), ("failed", "", ""), ("ok", "", "length"), ("failed", "", "")]  # fmt: skip
+        assert len(server.requests) == 7
+        ask(ChatClient(server.url, "m", concurrency=1), None, prompts, tmp_path / "a.jsonl", progress=False)
+        assert len(server.requests) == 10  # only what got no answer

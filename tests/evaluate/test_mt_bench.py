@@ -1,4 +1,5 @@
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -79,3 +80,10 @@ def test_judge_prompt_shows_the_reference_only_where_there_is_one():
     order = ["2+2?", "First answer", "Plus 1?", "Reference answer", "Answer to grade", "six [[10]]", "Rating: [[n]]"]
     assert [text.index(p) for p in order] == sorted(text.index(p) for p in order)
     assert "Reference" not in M.judge_messages(row | {"reference": "", "turn": 1})[0]["content"]
+
+
+def test_a_second_turn_beyond_the_window_is_not_asked_and_stays(tokenizer, tmp_path):
+    model, questions = Model(), M.read_questions(write(tmp_path / "q.jsonl", LINES[0], LINES[1] | {"turns": ["A line.", "again " * 90]}))
+    frame = M.answer_questions(model, tokenizer, questions, 16, progress=False, window=120)
+    assert frame.status.tolist()[:3] == ["ok"] * 3 and re.fullmatch(r"not asked: \d+ tokens .* window of 120", frame.status[3])
+    assert len(model.asked) == 3 and (M.answer_questions(model, tokenizer, questions, 16, progress=False).status == "ok").all()

@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
-from llm_faults import FaultServer
+from llm_faults import FaultServer, completion
 
 from longalign_lib.evaluate import needle as N
+from longalign_lib.evaluate.generate import Greedy
 from longalign_lib.evaluate.needle_ask import read_results
 from longalign_lib.llm import ChatClient
 
@@ -70,6 +71,25 @@ def test_a_refused_key_ends_the_asking_and_marks_the_rest(server, tokenizer):
     frame = N.run_grid(client(server), tokenizer, **AXES)
     assert (frame.status != "ok").all() and len(server.requests) <= 4
     assert frame.status.str.contains("not asked").sum() >= 8
+
+
+def test_an_empty_answer_is_a_miss_and_a_filtered_one_is_none(server, tokenizer, tmp_path):
+    said = completion("", "content_filter"), completion("", "stop"), completion(None, "length")
+    server.steps = [{"body": said[0]}, *[{"body": said[1]}] * 2, {"body": said[2]}]
+    one = ChatClient(server.url, "m", max_retries=2, concurrency=1)
+    frame = N.run_grid(one, tokenizer, **AXES | {"repeats": 1}, out=tmp_path / "n.jsonl")
+    assert frame.status.str.startswith("failed: EmptyReplyError").tolist() == [True] + [False] * 5
+    assert frame.answer.tolist()[1:3] == ["", ""] and frame.finish.tolist()[1:3] == ["stop", "length"]
+    assert frame.hit.tolist()[1:] == [False, False, True, True, True] and frame.score.notna().sum() == 5
+
+
+def test_other_end_tokens_are_asked_anew(make_model, tokenizer, tmp_path):
+    model, axes = make_model(), {"lengths": [300], "depths": [50], "max_new_tokens": 6, "progress": False}
+    before = N.run_grid(model, tokenizer, **axes, out=tmp_path / "n.jsonl")
+    first = Greedy(model, tokenizer).prefill(N.build_grid(tokenizer, [300], [50])[0][1].input_ids)[0]
+    model.generation_config.eos_token_id = [2, first]
+    again = N.run_grid(model, tokenizer, **axes, out=tmp_path / "n.jsonl")
+    assert again.answer[0] == "" != before.answer[0] and again.finish[0] == "stop"
 
 
 SCRIPT = """

@@ -7,7 +7,7 @@ from llm_faults import FaultServer
 
 from longalign_lib.evaluate import needle as N
 from longalign_lib.evaluate.__main__ import main
-from longalign_lib.evaluate.needle_command import spec_from
+from longalign_lib.evaluate.needle_command import _with_others, spec_from
 from longalign_lib.evaluate.stats import wilson
 
 WORDS = ["needle", "--lengths", "300", "400", "--depths", "0", "50", "100", "--max_new_tokens", "4", "--repeats", "1"]
@@ -144,3 +144,45 @@ def test_a_model_without_chat_template_and_an_empty_haystack(make_model, tokeniz
     (tmp_path / "hay").mkdir()
     with pytest.raises(SystemExit, match=r"haystack_dir .* is empty"):
         run("--model", tmp_path / "base", "--out", tmp_path / "o", "--haystack", tmp_path / "hay")
+
+
+def test_settings_are_never_pooled(tmp_path, folders, tokenizer, capsys):
+    right = {p.needle.question: " ".join(p.needle.parts) for _, p in N.build_grid(tokenizer, [300, 400], [0, 50, 100])}
+    out = tmp_path / "o"
+
+    def good(body):
+        return "Let me see" if body["max_tokens"] < 8 else next(v for q, v in right.items() if q in body["messages"][0]["content"])
+
+    def ask(reply, name, most):
+        with FaultServer(reply) as server:
+            run("--base_url", server.url, "--served_model", name, "--tokenizer", folders[0], "--out", out, "--max_new_tokens", most)
+        return capsys.readouterr().out, len(server.requests)
+
+    ask(good, "good", 4)
+    ask(good, "good", 32)
+    said, _ = ask(lambda body: "no idea", "wrong", 32)
+    assert re.search(r"good +all +6 of 6", said) and re.search(r"wrong +all +0 of 6", said)
+    assert "6 pairs, found only by the first 0, only by the second 6" in said
+    assert "left out: 6 answers of good with another --max_new_tokens than 32" in said
+
+    file = out / "needle.jsonl"  # records from before the setting was kept: unknown, so left out
+    old = [{k: v for k, v in json.loads(line).items() if k != "max_new_tokens"} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(r) + "\n" for r in old))
+    said, asked = ask(good, "wrong", 32)
+    assert asked == 0 and "good  " not in said and "left out: 12 answers of good" in said and re.search(r"wrong +all +0 of 6", said)
+    said, asked = ask(good, "good", 32)  # asked for nothing, and on record again
+    assert asked == 0 and "good against wrong, same prompts: 6 pairs" in said
+
+
+def test_others_of_one_name_and_of_two_templates(tmp_path, make_model, tokenizer):
+    axes = {"lengths": [300], "depths": [0, 100], "max_new_tokens": 4, "out": tmp_path / "n.jsonl", "progress": False}
+    models = [make_model(seed) for seed in range(3)]
+    N.run_grid(models[0], tokenizer, name="a", **axes)
+    models[0].generation_config.eos_token_id = [2, 7]
+    again = N.run_grid(models[0], tokenizer, name="a", **axes)
+    frame = N.run_grid(models[1], tokenizer, name="b", **axes)
+    rows = _with_others(frame, tmp_path / "n.jsonl")
+    assert sorted(rows.key) == sorted([*again.key, *frame.key]) and "2 answers of a" in rows.attrs["left_out"][0]
+    N.run_grid(models[2], tokenizer, name="a", **axes)
+    names = _with_others(frame, tmp_path / "n.jsonl").model.tolist()
+    assert len(set(names)) == 3 and all(n == "b" or n.startswith("a (") for n in names)

@@ -98,3 +98,12 @@ def test_a_judge_beside_recall():
 
 def test_reference_keeps_all_answering_sentences():
     assert reference_of({"needle": "A.", "others": ["B."], "wrong_parts": []}) == "A. B."
+
+
+def test_answers_of_two_settings_are_refused(frame):
+    frame["key"] = frame.model + frame.message_hash
+    areas(frame), compare(pd.concat([frame, frame]), "a", "b")  # the same answers twice are no second setting
+    both = pd.concat([frame, frame[frame.model == "a"].assign(key="other")])
+    for table in (lambda: tally(both[both.model == "a"]), lambda: cells(both), lambda: areas(both), lambda: compare(both, "a", "b")):
+        with pytest.raises(ValueError, match="model 'a' has one prompt under several keys"):
+            table()

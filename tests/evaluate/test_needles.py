@@ -33,6 +33,12 @@ def test_recall_needs_whole_words_and_all_parts():
     assert recall("Eat a sandwich in Dolores\nPark.", CLASSIC.parts) == 1
     assert recall("放在钟楼里。", ("钟楼",)) == 1
     assert recall("", CLASSIC.parts) == 0
+    for said in ("0.7421%", "3.7421", "７．７４２１", "7421.50"):  # another number
+        assert recall(f"It is {said}", n.parts) == 0
+    assert recall("17.421", ("421",)) == 0 and recall("It is 3.5.", ("3.5",)) == 1 and recall("3 or 5", ("3.5",)) == 0
+    for said in ("It is 7421.", "It is -7421", "12:7421...", "密码是7421。", "No.7421"):
+        assert recall(said, n.parts) == 1
+    assert normalise("3.5 of 7,421") == "3 5 of 7421"  # word overlap reads as before
     assert normalise("Ｄolores—Park") == "dolores park"
 
 

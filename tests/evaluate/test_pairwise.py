@@ -56,6 +56,8 @@ def test_an_answer_stays_in_its_fence(answer):
 
 def test_verdicts_are_closing_lines():
     assert P.parse_verdict("x\n**Verdict: [[b]]**") == ("B", "") and P.parse_verdict("结论：[[C]]") == ("C", "")
-    for reply in ("[[A]] it is", "[[D]]", "A"):
+    for reply in ("最终结论：[[A]]。", "x\n### Verdict: [[ A ]]"):
+        assert P.parse_verdict(reply) == ("A", "")
+    for reply in ("[[A]] it is", "[[D]]", "A", "> Verdict: [[A]]", "Verdict: [[A B]]"):
         assert P.parse_verdict(reply)[0] is None
     assert "cut off" in P.parse_verdict("[[A]]", "length")[1] and "empty" in P.parse_verdict(" \n")[1]

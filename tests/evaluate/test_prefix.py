@@ -7,10 +7,14 @@ import torch
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from longalign_lib.evaluate import prefix
@@ -133,6 +137,20 @@ def test_sliding_windows_are_read_once_alone_and_the_report_says_why(tokenizer, 
     assert [a.text for a in said] == wanted and len(set(wanted)) >= 3
     assert sum(n for n in seen if n > 1) == sum(map(len, prompts)) == report.computed_tokens  # no prompt is read twice
     assert report.saved == 0 and "sliding windows" in report.no_reuse
+
+
+@pytest.mark.parametrize(("config", "kind"), [(MambaConfig, MambaForCausalLM), (RwkvConfig, RwkvForCausalLM)])
+def test_a_state_is_neither_kept_nor_grouped_and_the_report_says_why(config, kind, tokenizer):
+    torch.manual_seed(3)
+    model, prompts = kind(config(vocab_size=1500, hidden_size=32, num_hidden_layers=2)).eval(), grid([30, 45], [0, 50, 100])
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.25)
+    wanted = [reference(model, tokenizer, p, 5) for p in prompts]
+    said, report = prefix.complete(model, tokenizer, prompts, 5, progress=False)
+    assert [a.text for a in said] == wanted and len(set(wanted)) >= 3
+    assert report.saved == 0 and report.computed_tokens == sum(map(len, prompts)) and "recurrent layers" in report.no_reuse
 
 
 def trie_nodes(prompts):

@@ -58,3 +58,17 @@ def test_retention_names_the_commands_and_refuses_an_endpoint(tmp_path, capsys):
     assert "pretrained=org/model,dtype=bfloat16 --tasks arc_challenge --num_fewshot 25" in capsys.readouterr().out
     with pytest.raises(ValueError, match="give --model"):
         run("retention", "--base_url", "http://127.0.0.1:1/v1", "--served_model", "m", "--out", tmp_path)
+
+
+def test_a_model_is_not_asked_beyond_its_window(root, tmp_path, make_model, tokenizer, capsys):
+    make_model(window=400).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    data, model = root / "data_samples" / "longbench" / "multifieldqa_en.jsonl", ("--model", tmp_path / "m", "--out", tmp_path / "o")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "category": "math", "turns": ["2+2? " * 150, "Plus 1?"]}))
+    for words in (("longbench", data, "--window", 500), ("mt-bench", tmp_path / "q.jsonl", "--max_new_tokens", 4)):
+        with pytest.raises(ValueError, match=r"beyond the model's window of 400; .*--beyond_window"):
+            run(*words, *model)
+        run(*words, *model, "--beyond_window", "--dry_run")
+    run("longbench", data, "--window", 400, *model, "--dry_run")
+    run("longbench", data, *model, "--dry_run")
+    assert capsys.readouterr().out.count("questions,") == 4
