@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -139,10 +138,9 @@ def _answer(answerer, greedy: Greedy | None, prompt: Prompt) -> dict:
 
 def empty_reply(error: Exception) -> str | None:
     """The finish reason of a reply in which the model said nothing; None for any other error, a filter's or a refusal too."""
-    found = re.search(r"the text is empty, finish_reason '(\w*)'(, refusal: )?", str(error)) if isinstance(error, EmptyReplyError) else None
-    if found is None or found[2] or found[1] == "content_filter":
+    if not isinstance(error, EmptyReplyError) or error.finish in ("content_filter", "refusal"):
         return None
-    return "" if found[1] == "missing" else found[1]
+    return error.finish
 
 
 def rendered_ids(tokenizer, messages: Sequence[Mapping]) -> list[int]:

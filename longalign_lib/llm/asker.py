@@ -133,8 +133,8 @@ class Asker:
                 again, more = False, f"; the deadline of {limits.deadline:g} s leaves no time for another try"
             attempt += 1
             if not again or attempt > limits.max_retries:
-                who, kind = f"{self.endpoint.host} ({self.endpoint.label})", EmptyReplyError if outcome.empty else ChatError
-                raise kind(f"{who} gave no answer in {attempt} tries: {said}{more}", outcome.status)
+                message = f"{self.endpoint.host} ({self.endpoint.label}) gave no answer in {attempt} tries: {said}{more}"
+                raise EmptyReplyError(message, outcome.status, outcome.finish) if outcome.empty else ChatError(message, outcome.status)
             self.usage["retries"] += 1
             if outcome.wait is not None and outcome.status in (429, 503):
                 self._not_before = max(self._not_before, clock() + outcome.wait)
@@ -154,13 +154,16 @@ class Asker:
             await self._settled.wait()  # requests in flight may give something back
 
     async def _request(self, body: dict, held: dict, seconds: float) -> Reply | Fault:
-        """One try, booked in the budget whatever becomes of it."""
+        """One try, booked in the budget whatever becomes of it; what an empty answer took (its bound, if unknown) is put on record too."""
         prompt, completion, unknown = 0, 0, True
         try:
             outcome = await self._try(body, seconds)
             if isinstance(outcome, Fault):
                 prompt, completion = outcome.billed or (0, 0)
                 unknown = outcome.unknown
+                if outcome.empty or outcome.billed:
+                    most = body[self._tokens_field]
+                    await asyncio.to_thread(self.cache.spend, *(outcome.billed or (max(0, held["tokens"] - most), most)))
                 return outcome
             reply, known = outcome
             prompt, completion, unknown = reply.prompt_tokens, reply.completion_tokens, not known
@@ -183,7 +186,7 @@ class Asker:
             return parse_reply(raw.content)
         except EmptyAnswer as error:
             again = "once" if error.again else "no"
-            return Fault(f"empty answer ({error})", again, 200, None, error.tokens, not error.tokens, empty=True)
+            return Fault(f"empty answer ({error})", again, 200, None, error.tokens, not error.tokens, empty=True, finish=error.finish)
         except (TimeoutError, openai.APITimeoutError) as error:
             sent = type(error.__cause__).__name__ not in NOT_SENT
             return Fault(f"no answer within {round(seconds, 2):g} s", "yes", unknown=sent)

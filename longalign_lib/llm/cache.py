@@ -4,7 +4,8 @@
      "finish_reason": ...}
     {"spent": "<random id>", "prompt_tokens": ..., "completion_tokens": ...}
 
-The second kind is no answer: it says what a try without one took, so that budgets hold over reruns. The key is the SHA-256 of endpoint, model, messages and settings; neither the messages nor any secret is written.
+The second kind is no answer: it says what a try without one took, so that budgets hold over reruns. The key is the SHA-256 of
+endpoint, model, messages and settings; neither the messages nor any secret is written.
 Appending locks the file (where the system can), ends a torn last line, writes all new lines at once and flushes them to
 the disk. Several processes may append to one file; each sees the others' lines, since a look-up that misses reads
 whatever was added since (a `stat` when nothing was).

@@ -22,19 +22,6 @@ from longalign_lib.llm.budget import Budget
 from longalign_lib.llm.cache import AnswerCache, request_hash
 from longalign_lib.llm.endpoint import Endpoint
 from longalign_lib.llm.records import ChatError, Estimate, Prices, Reply, Request, count_prompt, guess_prompt_tokens
-from longalign_lib.llm.retry import Fault
-
-
-class _Recorder(Asker):
-    """An `Asker` that puts empty answers on record in the cache file: as reported, or with their bound."""
-
-    async def _request(self, body: dict, held: dict, seconds: float) -> Reply | Fault:
-        outcome = await super()._request(body, held, seconds)
-        if isinstance(outcome, Fault) and (outcome.empty or outcome.billed):
-            most = body[self._tokens_field]
-            billed = outcome.billed or (max(0, held["tokens"] - most), most)
-            await asyncio.to_thread(self.cache.spend, *billed)
-        return outcome
 
 
 class ChatClient:
@@ -97,7 +84,7 @@ class ChatClient:
         self._tokenizer = tokenizer
         connection = None if dry_run else self._endpoint.connect(timeout)
         limits = Limits(timeout, max_retries, max_wait, concurrency, deadline)
-        self._asker = _Recorder(
+        self._asker = Asker(
             self._endpoint, connection, limits, self.budget, self._cache, extra or {}, tokens_field, tokenizer
         )
         self.usage = self._asker.usage

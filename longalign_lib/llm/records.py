@@ -33,7 +33,14 @@ class BudgetError(ChatError):
 
 
 class EmptyReplyError(ChatError):
-    """The endpoint answered without text (twice, or cut by max_tokens or a filter). Never cached, and paid for."""
+    """The endpoint answered without text (twice, or cut by max_tokens or a filter). Never cached, and paid for.
+
+    ``finish`` is its finish_reason ("" where it gave none), or "refusal" where the model refused in a field of its own.
+    """
+
+    def __init__(self, message: str, status: int | None = None, finish: str = "") -> None:
+        super().__init__(message, status)
+        self.finish = finish
 
 
 @dataclass(frozen=True)

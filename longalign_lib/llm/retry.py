@@ -23,11 +23,11 @@ RETRIED = (408, 409, 425, 429)
 
 
 class EmptyAnswer(ValueError):
-    """A chat completion without text. ``again``: another try may help."""
+    """A chat completion without text. ``again``: another try may help; ``finish``: see `records.EmptyReplyError`."""
 
-    def __init__(self, message: str, again: bool, tokens: tuple[int, int] | None) -> None:
+    def __init__(self, message: str, again: bool, tokens: tuple[int, int] | None, finish: str) -> None:
         super().__init__(message)
-        self.again, self.tokens = again, tokens
+        self.again, self.tokens, self.finish = again, tokens, finish
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Fault:
         reason: in words. status: HTTP status or None. wait: seconds that the endpoint asked for, or None.
         again: "yes", "once" or "no".
         billed: tokens that the endpoint reported for it, or None; unknown: it may have been billed all the same.
-        empty: an answer came, without text.
+        empty: an answer came, without text; finish: why, see `records.EmptyReplyError`.
     """
 
     reason: str
@@ -48,6 +48,7 @@ class Fault:
     billed: tuple[int, int] | None = None
     unknown: bool = False
     empty: bool = False
+    finish: str = ""
 
 
 def parse_reply(content: bytes) -> tuple[Reply, bool]:
@@ -83,7 +84,8 @@ def parse_reply(content: bytes) -> tuple[Reply, bool]:
             about += f", refusal: {str(message['refusal'])[:200]}"
         if finish == "length":
             about += "; all of max_tokens went elsewhere (reasoning, blanks): raise max_tokens"
-        raise EmptyAnswer(about, finish not in ("length", "content_filter"), tokens if known else None)
+        why = "refusal" if message.get("refusal") else finish
+        raise EmptyAnswer(about, finish not in ("length", "content_filter"), tokens if known else None, why)
     return Reply(text, *tokens, cached=False, finish_reason=finish), known
 
 

@@ -267,10 +267,10 @@ def _epoch(lengths, method, capacity, per_step, rows_per_pack, ranks, algorithm,
 def _balanced_order(costs, sequences, per_step: int, ranks: int, pool: int | None, rng):
     """Order of the packs, and how many each step gets.
 
-    Packs sorted by cost form groups of ``ranks`` that run side by side, so nobody waits; where packs do not come out even, some
-    groups hold fewer, all alike but for one pack. The groups, dearest first, are dealt to the steps like cards, a round after the other, and in each
-    round the group of most sequences goes to the step that has fewest: steps hold dear and cheap groups alike, and M is as
-    level as groups allow. Only the ``pool`` steps at hand are sorted together.
+    Packs sorted by cost form groups of ``ranks`` that run side by side, so nobody waits; where packs do not come out even,
+    groups hold fewer, all alike but for one pack. The groups, dearest first, are dealt to the steps like cards, a round after
+    the other, and in each round the group of most sequences goes to the step that has fewest: steps hold dear and cheap
+    groups alike, and M is as level as groups allow. Only the ``pool`` steps at hand are sorted together.
     """
     packs, groups_a_step = costs.size, per_step // ranks
     shuffled = rng.permutation(packs)
